@@ -1,0 +1,90 @@
+"""Every error that this package raises on purpose. What a caller may retry is a type, not a message.
+
+    FeatureStoreError
+    ├── TerminalError                    a retry cannot help: mend the input, the declaration or the configuration
+    │   ├── ConfigurationError           a setting is missing, malformed or contradictory
+    │   ├── DeclarationError             a declaration contradicts itself or another one (ValueError)
+    │   ├── UnknownNameError             no view, feature, service, dataset or symbol has this name (KeyError)
+    │   ├── MalformedDataError           a file, payload or frame does not have the declared form: refused whole (ValueError)
+    │   ├── PartitionBlockedError        the audit refused a partition: nothing was published
+    │   ├── UnknownPartitionError        the key is not a session of the calendar (ValueError)
+    │   ├── PointInTimeViolation         an answer would have held a value from the future (ValueError)
+    │   └── RefusedError                 a dangerous request was not confirmed, or the request asks too much
+    └── TransientError                   the same call may succeed later: retried with back-off
+        ├── StoreUnavailableError        Postgres or Redis did not answer
+        └── SourceUnavailableError       a provider did not answer
+
+Nothing else belongs here: no handling, no formatting.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FeatureStoreError(Exception):
+    """Root of all deliberate errors."""
+
+
+class TerminalError(FeatureStoreError):
+    """A retry cannot help."""
+
+
+class TransientError(FeatureStoreError):
+    """The same call may succeed later."""
+
+
+class ConfigurationError(TerminalError):
+    """A setting is missing, malformed or contradicts another."""
+
+
+class DeclarationError(TerminalError, ValueError):
+    """A declaration contradicts itself or another one; the message names it."""
+
+
+class UnknownNameError(TerminalError, KeyError):
+    """No declaration has this name; the message lists the nearest valid ones.
+
+    Args:
+        kind: What was looked up, for example "feature view".
+        name: The name that was not found.
+        known: All valid names.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        """Build the message from the nearest known names."""
+        choices = sorted(known)
+        nearest = difflib.get_close_matches(name, choices, n=3, cutoff=0.4) or choices[:10]
+        self.message = f"unknown {kind} {name!r}; nearest: {', '.join(nearest) or 'none is declared'}"
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        """The message without KeyError's quotes."""
+        return self.message
+
+
+class MalformedDataError(TerminalError, ValueError):
+    """A file, payload or frame does not have the declared form; nothing of it was taken."""
+
+
+class PartitionBlockedError(TerminalError):
+    """The audit refused a partition; what was published before stays."""
+
+
+class UnknownPartitionError(TerminalError, ValueError):
+    """The key is not a session of the dataset's calendar."""
+
+
+class PointInTimeViolation(TerminalError, ValueError):  # noqa: N818 - the field's term, part of the public API
+    """An answer would have held a value that was not known at the requested time."""
+
+
+class RefusedError(TerminalError):
+    """A dangerous or oversized request was not carried out."""
+
+
+class StoreUnavailableError(TransientError):
+    """Postgres or Redis did not answer."""
+
+
+class SourceUnavailableError(TransientError):
+    """A provider did not answer."""

@@ -1,0 +1,21 @@
+"""Service-level objective of a feature view. Measuring it does not belong here (see `serving.freshness`)."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from featurestore_dagster.errors import DeclarationError
+
+
+@dataclass(frozen=True)
+class SLO:
+    """The newest value must be served at most `max_lag` after it was due; Tier-1 symbols must have `tier1_coverage` of eligible cells."""
+
+    max_lag: timedelta
+    tier1_coverage: float = 0.99
+
+    def __post_init__(self) -> None:
+        """Refuse what neither Dagster nor a pager can honour."""
+        if self.max_lag < timedelta(minutes=1):
+            raise DeclarationError(f"SLO of {self.max_lag} is under one minute, the shortest that can be watched")
+        if not 0 < self.tier1_coverage <= 1:
+            raise DeclarationError(f"tier-1 coverage {self.tier1_coverage} is not in (0, 1]")
