@@ -1,0 +1,165 @@
+"""Declarations -> Postgres tables: columns, keys and comments of schemas `raw`, `features` and `ops`.
+
+Pure descriptions; executing or comparing them belongs to `stores.postgres.schema`.
+"""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from featurestore_dagster.model.catalogue import Catalogue
+from featurestore_dagster.model.feature_view import FeatureView
+from featurestore_dagster.model.raw_table import UTC_MICROSECONDS, RawTable
+from featurestore_dagster.model.units import Unit
+
+SCHEMAS = ("raw", "features", "ops", "staging", "marts", "feast")
+"""Schemas of the database; `staging` and `marts` are filled by dbt, `feast` by Feast's SQL registry."""
+
+
+@dataclass(frozen=True)
+class PostgresColumn:
+    """One column; `type` is Postgres' own name, as information_schema prints it."""
+
+    name: str
+    type: str
+    nullable: bool = False
+    comment: str = ""
+    is_identity: bool = False
+
+
+@dataclass(frozen=True)
+class PostgresTable:
+    """A table; `time_column` is what native partitions or hypertable chunks are cut by (None: a plain table)."""
+
+    schema: str
+    name: str
+    columns: tuple[PostgresColumn, ...]
+    primary_key: tuple[str, ...]
+    comment: str = ""
+    time_column: str | None = None
+    indexes: tuple[tuple[str, ...], ...] = ()
+    unique: tuple[tuple[str, ...], ...] = ()
+
+
+def feature_dtype(unit: Unit) -> pl.DataType:
+    """Stored Polars type of a feature of this unit: codes are Int64, everything else Float64."""
+    return pl.Int64() if unit is Unit.CODE else pl.Float64()
+
+
+def feature_schema(view: FeatureView) -> dict[str, pl.DataType]:
+    """Canonical frame schema of a view: join keys, both times, features, flags, version and stream, in table order."""
+    return {
+        **{key: pl.String() for key in view.join_keys},
+        "event_timestamp": UTC_MICROSECONDS,
+        "created_timestamp": UTC_MICROSECONDS,
+        **{feature.name: feature_dtype(feature.indicator.unit) for feature in view.features},
+        "flags": pl.Int64(),
+        "feature_set_version": pl.Int32(),
+        "stream": pl.String(),
+    }
+
+
+def postgres_type(dtype: pl.DataType) -> str:
+    """Postgres type of a canonical Polars type."""
+    names = {pl.String(): "text", pl.Float64(): "double precision", pl.Int64(): "bigint", pl.Int32(): "integer", pl.Date(): "date"}
+    return names[dtype] if dtype in names else "timestamp with time zone"
+
+
+def raw_table(table: RawTable) -> PostgresTable:
+    """Table of schema `raw` for a declaration."""
+    return PostgresTable(
+        "raw",
+        table.name,
+        (
+            *(PostgresColumn(c.name, postgres_type(c.dtype), c.nullable, c.description) for c in table.all_columns),
+            PostgresColumn("batch_id", "bigint", comment="batch of ops.publications that wrote the row"),
+        ),
+        primary_key=(*table.identity, "known_at"),
+        comment=table.description,
+        time_column="event_timestamp",
+        indexes=(("dataset", "event_timestamp"), ("batch_id",)),
+    )
+
+
+def feature_table(view: FeatureView) -> PostgresTable:
+    """Table of schema `features` for a view."""
+    comments = {feature.name: f"{feature.formula}; {feature.indicator.unit}" for feature in view.features}
+    return PostgresTable(
+        "features",
+        view.name,
+        (
+            *(
+                PostgresColumn(name, postgres_type(dtype), nullable=name in comments, comment=comments.get(name, ""))
+                for name, dtype in feature_schema(view).items()
+            ),
+            PostgresColumn("batch_id", "bigint", comment="batch of ops.publications that wrote the row"),
+        ),
+        primary_key=(*view.join_keys, "event_timestamp", "created_timestamp", "feature_set_version"),
+        comment=view.description,
+        time_column="event_timestamp",
+        indexes=(("stream", "event_timestamp"), ("batch_id",)),
+    )
+
+
+def _ops_table(name: str, comment: str, key: str, *columns: PostgresColumn, **more: tuple[tuple[str, ...], ...]) -> PostgresTable:
+    identity = PostgresColumn(key, "bigint", is_identity=True)
+    return PostgresTable("ops", name, (identity, *columns), primary_key=(key,), comment=comment, **more)
+
+
+_INSTANT = "timestamp with time zone"
+
+OPS_TABLES = (
+    _ops_table(
+        "publications",
+        "Ledger of publications; ids are given in commit order, so that a reader that remembers the last id misses nothing",
+        "publication_id",
+        PostgresColumn("batch_id", "bigint", comment="joins the rows that were written"),
+        PostgresColumn("relation", "text", comment="raw.<dataset> or features.<view>/<stream>"),
+        PostgresColumn("partition_key", "text", comment="session of the relation's calendar"),
+        PostgresColumn("rows_published", "bigint", comment="new versions written; 0 when only the inputs advanced"),
+        PostgresColumn("rows_quarantined", "bigint"),
+        PostgresColumn("rows_total", "bigint", comment="rows of the partition after publication, newest versions"),
+        PostgresColumn("content_hash", "text", comment="sha256 over the partition's newest versions, known-at excluded"),
+        PostgresColumn("min_event_timestamp", _INSTANT, nullable=True),
+        PostgresColumn("max_event_timestamp", _INSTANT, nullable=True),
+        PostgresColumn("changed", "jsonb", comment="keys and event-time range of the new versions"),
+        PostgresColumn("inputs", "jsonb", comment="newest publication id read of each input relation"),
+        PostgresColumn("code_version", "text", comment="hash of the declaration that computed the rows"),
+        PostgresColumn("run_id", "text"),
+        PostgresColumn("published_at", _INSTANT),
+        indexes=(("relation", "partition_key", "publication_id"), ("batch_id",)),
+    ),
+    _ops_table(
+        "quarantine",
+        "Rows that were refused, replayable",
+        "quarantine_id",
+        PostgresColumn("relation", "text"),
+        PostgresColumn("partition_key", "text"),
+        PostgresColumn("row", "jsonb"),
+        PostgresColumn("row_hash", "text"),
+        PostgresColumn("reasons", "ARRAY"),
+        PostgresColumn("status", "text", comment="open, replayed or discarded"),
+        PostgresColumn("run_id", "text"),
+        PostgresColumn("quarantined_at", _INSTANT),
+        indexes=(("status", "relation", "partition_key"),),
+        unique=(("relation", "partition_key", "row_hash"),),
+    ),
+    _ops_table(
+        "quality_log",
+        "Outcome of each audit of a partition, published or blocked",
+        "quality_log_id",
+        PostgresColumn("relation", "text"),
+        PostgresColumn("partition_key", "text"),
+        PostgresColumn("outcome", "text", comment="published, unchanged or blocked"),
+        PostgresColumn("checks", "jsonb", comment="failed checks with counts and examples"),
+        PostgresColumn("flags", "jsonb", comment="rows by quality flag"),
+        PostgresColumn("run_id", "text"),
+        PostgresColumn("logged_at", _INSTANT),
+        indexes=(("relation", "partition_key", "quality_log_id"),),
+    ),
+)
+
+
+def tables(catalogue: Catalogue) -> tuple[PostgresTable, ...]:
+    """Every table that the catalogue needs."""
+    return (*map(raw_table, catalogue.raw_tables), *map(feature_table, catalogue.views), *OPS_TABLES)

@@ -1,0 +1,54 @@
+"""Connections to Postgres, and driver errors translated into ours. No table is known here."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import polars as pl
+import psycopg
+from psycopg.abc import Query
+
+from featurestore_dagster.errors import ConfigurationError, StoreUnavailableError
+from featurestore_dagster.settings import PostgresSettings
+
+@contextmanager
+def connect(settings: PostgresSettings, *, autocommit: bool = False) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+    """One connection in UTC: committed on leaving, rolled back when an exception leaves.
+
+    Raises:
+        StoreUnavailableError: The server does not answer, or the connection broke.
+        ConfigurationError: The server refused user, password, database or TLS.
+    """
+    where = f"Postgres at {settings.host}:{settings.port}, database {settings.database}, user {settings.user}"
+    try:
+        with psycopg.connect(settings.conninfo, autocommit=autocommit) as connection:
+            yield connection
+    except psycopg.OperationalError as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        if any(word in str(error) for word in ("password authentication", "no password supplied", "does not exist", "pg_hba", "SSL")):
+            raise ConfigurationError(f"{where} refused the connection: {reason}. Check POSTGRES_USER, POSTGRES_PASSWORD, "
+                                     "POSTGRES_DATABASE and POSTGRES_SSLMODE (`featurestore info` lists them).") from error
+        raise StoreUnavailableError(f"{where} does not answer: {reason}. Start it (`featurestore up`) or set POSTGRES_HOST and "
+                                    "POSTGRES_PORT.") from error
+
+
+def read_frame(settings: PostgresSettings, query: Query, parameters: dict[str, Any], schema: dict[str, pl.DataType]) -> pl.DataFrame:
+    """Result of a query as a Polars frame of this schema (columns in the query's order).
+
+    Arrow from the server to Polars; Python objects are never made of the values. Parameters are inlined by psycopg as quoted literals,
+    since ADBC cannot bind lists.
+    """
+    import adbc_driver_manager
+    import adbc_driver_postgresql.dbapi
+
+    with connect(settings) as connection:
+        text = psycopg.ClientCursor(connection).mogrify(query, parameters)
+    try:
+        with adbc_driver_postgresql.dbapi.connect(settings.adbc_uri) as adbc, adbc.cursor() as cursor:
+            cursor.execute(text)
+            frame = pl.from_arrow(cursor.fetch_arrow_table())
+    except adbc_driver_manager.OperationalError as error:
+        raise StoreUnavailableError(f"Postgres at {settings.host}:{settings.port} broke off a read: {error}") from error
+    if not isinstance(frame, pl.DataFrame):
+        raise TypeError(f"expected a table, got {type(frame).__name__}")
+    return frame.cast(schema)  # type: ignore[arg-type]

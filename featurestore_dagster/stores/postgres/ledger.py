@@ -1,0 +1,110 @@
+"""Reading the ledger, the quality log and the quarantine. Writing them belongs to `PostgresStore.publish` and `block`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg.rows import class_row, dict_row
+
+from featurestore_dagster.settings import PostgresSettings
+from featurestore_dagster.stores.postgres.connection import connect
+
+
+@dataclass(frozen=True)
+class PartitionState:
+    """The last publication of a partition."""
+
+    relation: str
+    partition_key: str
+    publication_id: int
+    rows_total: int
+    content_hash: str
+    inputs: dict[str, int]
+    code_version: str
+    published_at: datetime
+
+
+@dataclass(frozen=True)
+class QuarantinedRow:
+    """A refused row and why."""
+
+    quarantine_id: int
+    relation: str
+    partition_key: str
+    row: dict[str, Any]
+    reasons: list[str]
+    status: str
+    quarantined_at: datetime
+
+
+class Ledger:
+    """What was published, blocked and quarantined."""
+
+    def __init__(self, settings: PostgresSettings) -> None:
+        """No connection is made before the first call."""
+        self.settings = settings
+
+    def partitions(self, relation: str, keys: Sequence[str] | None = None) -> dict[str, PartitionState]:
+        """Last publication of each partition of a relation, by partition key in order; `keys` None means all."""
+        with connect(self.settings) as connection, connection.cursor(row_factory=class_row(PartitionState)) as cursor:
+            cursor.execute(
+                "select distinct on (partition_key) relation, partition_key, publication_id, rows_total, content_hash, inputs, code_version,"
+                " published_at from ops.publications where relation = %(relation)s"
+                " and (%(keys)s::text[] is null or partition_key = any(%(keys)s)) order by partition_key, publication_id desc",
+                {"relation": relation, "keys": None if keys is None else list(keys)},
+            )
+            return {state.partition_key: state for state in cursor}
+
+    def newest_ids(self, relations: Sequence[str], start: datetime, end: datetime) -> dict[str, int]:
+        """Newest publication id of each relation that wrote rows with start < event time <= end; 0 where there is none."""
+        with connect(self.settings) as connection:
+            rows = connection.execute(
+                "select relation, max(publication_id) from ops.publications where relation = any(%s) and rows_published > 0"
+                " and max_event_timestamp > %s and min_event_timestamp <= %s group by relation",
+                [list(relations), start, end],
+            ).fetchall()
+        return dict.fromkeys(relations, 0) | dict(rows)
+
+    def totals(self) -> dict[str, dict[str, int]]:
+        """Per relation: partitions published, rows ever published, rows quarantined and still open, partitions blocked now."""
+        with connect(self.settings) as connection, connection.cursor(row_factory=dict_row) as cursor:
+            cursor.execute(
+                "select relation, count(distinct partition_key) as partitions, sum(rows_published)::bigint as rows_published"
+                " from ops.publications group by relation"
+            )
+            result = {row.pop("relation"): row for row in cursor.fetchall()}
+            cursor.execute("select relation, count(*) as open from ops.quarantine where status = 'open' group by relation")
+            for row in cursor.fetchall():
+                result.setdefault(row["relation"], {"partitions": 0, "rows_published": 0})["quarantined_open"] = row["open"]
+        for relation, _ in self.blocked():
+            entry = result.setdefault(relation, {"partitions": 0, "rows_published": 0})
+            entry["blocked"] = entry.get("blocked", 0) + 1
+        return result
+
+    def blocked(self) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+        """Partitions whose last audit failed -> its failed checks."""
+        with connect(self.settings) as connection:
+            rows = connection.execute(
+                "select relation, partition_key, checks from (select distinct on (relation, partition_key) * from ops.quality_log"
+                " order by relation, partition_key, quality_log_id desc) last where outcome = 'blocked' order by 1, 2"
+            ).fetchall()
+        return {(relation, key): checks for relation, key, checks in rows}
+
+    def quarantined(
+        self, *, relation: str | None = None, status: str | None = "open", quarantine_id: int | None = None, limit: int = 100
+    ) -> list[QuarantinedRow]:
+        """Refused rows, newest first, restricted by whatever is given."""
+        with connect(self.settings) as connection, connection.cursor(row_factory=class_row(QuarantinedRow)) as cursor:
+            cursor.execute(
+                "select quarantine_id, relation, partition_key, row, reasons, status, quarantined_at from ops.quarantine"
+                " where (%(relation)s::text is null or relation = %(relation)s) and (%(status)s::text is null or status = %(status)s)"
+                " and (%(id)s::bigint is null or quarantine_id = %(id)s) order by quarantine_id desc limit %(limit)s",
+                {"relation": relation, "status": status, "id": quarantine_id, "limit": limit},
+            )
+            return cursor.fetchall()
+
+    def mark_replayed(self, quarantine_ids: Sequence[int]) -> None:
+        """Take rows out of the open quarantine: they were published."""
+        with connect(self.settings) as connection:
+            connection.execute("update ops.quarantine set status = 'replayed' where quarantine_id = any(%s)", [list(quarantine_ids)])
