@@ -31,6 +31,11 @@ class Feature:
         return self.indicator.first(**self.parameters)
 
     @property
+    def input_columns(self) -> tuple[str, ...]:
+        """Columns that the expression reads: an input that names a parameter stands for the column given there."""
+        return tuple(str(self.parameters.get(name, name)) for name in self.indicator.inputs)
+
+    @property
     def formula(self) -> str:
         """The indicator's formula, and the parameters."""
         given = ", ".join(f"{name}={value}" for name, value in self.parameters.items())

@@ -138,7 +138,7 @@ OPS_TABLES = (
         PostgresColumn("row", "jsonb"),
         PostgresColumn("row_hash", "text"),
         PostgresColumn("reasons", "ARRAY"),
-        PostgresColumn("status", "text", comment="open, replayed or discarded"),
+        PostgresColumn("status", "text", comment="open, replayed, or superseded by a later audit of the partition"),
         PostgresColumn("run_id", "text"),
         PostgresColumn("quarantined_at", _INSTANT),
         indexes=(("status", "relation", "partition_key"),),

@@ -17,6 +17,7 @@ class Relation:
     """The rows of one Dagster asset: a slice (`scope_column` = `scope`) of a bitemporal table.
 
     `identity` names a row whatever its version; `known_at` is the column of the version's time; `values` are what versions differ in.
+    `timeframe` is that of the spine, whose anchors cut the computation into chunks.
     """
 
     name: str
@@ -71,7 +72,7 @@ def stream_relation(view: FeatureView, stream: Stream) -> Relation:
         values=view.feature_names,
         frame_schema=feature_schema(view),
         calendar=stream.calendar,
-        timeframe=stream.timeframe,
+        timeframe=stream.inputs[0].timeframe,
         code_version=hashlib.sha256(repr(declared).encode()).hexdigest()[:16],
     )
 

@@ -1,5 +1,6 @@
 """Connections to Postgres, and driver errors translated into ours. No table is known here."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,8 @@ from psycopg.abc import Query
 
 from featurestore_dagster.errors import ConfigurationError, StoreUnavailableError
 from featurestore_dagster.settings import PostgresSettings
+_local = threading.local()
+
 
 @contextmanager
 def connect(settings: PostgresSettings, *, autocommit: bool = False) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
@@ -38,17 +41,31 @@ def read_frame(settings: PostgresSettings, query: Query, parameters: dict[str, A
     Arrow from the server to Polars; Python objects are never made of the values. Parameters are inlined by psycopg as quoted literals,
     since ADBC cannot bind lists.
     """
-    import adbc_driver_manager
-    import adbc_driver_postgresql.dbapi
-
     with connect(settings) as connection:
         text = psycopg.ClientCursor(connection).mogrify(query, parameters)
-    try:
-        with adbc_driver_postgresql.dbapi.connect(settings.adbc_uri) as adbc, adbc.cursor() as cursor:
-            cursor.execute(text)
-            frame = pl.from_arrow(cursor.fetch_arrow_table())
-    except adbc_driver_manager.OperationalError as error:
-        raise StoreUnavailableError(f"Postgres at {settings.host}:{settings.port} broke off a read: {error}") from error
+    frame = pl.from_arrow(_fetch_arrow(settings, text))
     if not isinstance(frame, pl.DataFrame):
         raise TypeError(f"expected a table, got {type(frame).__name__}")
     return frame.cast(schema)  # type: ignore[arg-type]
+
+
+def _fetch_arrow(settings: PostgresSettings, text: str) -> Any:  # noqa: ANN401 - pyarrow has no types
+    """Run a query on this thread's ADBC connection: opening one costs a hundred times the query, since it reads the type catalogue."""
+    import adbc_driver_manager
+    import adbc_driver_postgresql.dbapi
+
+    opened: dict[str, Any] = _local.__dict__.setdefault("connections", {})
+    for attempt in range(2):
+        try:
+            if settings.adbc_uri not in opened:
+                opened[settings.adbc_uri] = adbc_driver_postgresql.dbapi.connect(settings.adbc_uri, autocommit=True)
+            with opened[settings.adbc_uri].cursor() as cursor:
+                cursor.execute(text)
+                return cursor.fetch_arrow_table()
+        except adbc_driver_manager.OperationalError as error:
+            broken = opened.pop(settings.adbc_uri, None)
+            if broken is not None:
+                broken.close()
+            if attempt:  # a connection that the server closed meanwhile deserves one new one
+                raise StoreUnavailableError(f"Postgres at {settings.host}:{settings.port} broke off a read: {error}") from error
+    raise AssertionError

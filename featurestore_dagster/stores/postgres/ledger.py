@@ -56,15 +56,21 @@ class Ledger:
             )
             return {state.partition_key: state for state in cursor}
 
-    def newest_ids(self, relations: Sequence[str], start: datetime, end: datetime) -> dict[str, int]:
-        """Newest publication id of each relation that wrote rows with start < event time <= end; 0 where there is none."""
+    def newest_writes(self, relation: str, since: datetime, ends: Sequence[datetime]) -> list[int]:
+        """For each of `ends` (ascending): newest publication id that wrote rows of `relation` with since < event time <= end, or 0."""
         with connect(self.settings) as connection:
             rows = connection.execute(
-                "select relation, max(publication_id) from ops.publications where relation = any(%s) and rows_published > 0"
-                " and max_event_timestamp > %s and min_event_timestamp <= %s group by relation",
-                [list(relations), start, end],
+                "select min_event_timestamp, publication_id from ops.publications where relation = %s and rows_published > 0"
+                " and max_event_timestamp > %s and min_event_timestamp <= %s order by min_event_timestamp",
+                [relation, since, ends[-1]],
             ).fetchall()
-        return dict.fromkeys(relations, 0) | dict(rows)
+        newest, position, result = 0, 0, []
+        for end in ends:
+            while position < len(rows) and rows[position][0] <= end:
+                newest = max(newest, rows[position][1])
+                position += 1
+            result.append(newest)
+        return result
 
     def totals(self) -> dict[str, dict[str, int]]:
         """Per relation: partitions published, rows ever published, rows quarantined and still open, partitions blocked now."""

@@ -236,8 +236,9 @@ class PostgresStore:
         partitions: Sequence[str],
         *,
         quarantined: pl.DataFrame | None = None,
-        inputs: Mapping[str, int] | None = None,
+        inputs: Mapping[str, dict[str, int]] | None = None,
         run_id: str = "",
+        supersede: bool = True,
     ) -> list[Publication]:
         """Write the new versions among `rows`, the ledger rows and the quarantine, in one transaction.
 
@@ -246,8 +247,9 @@ class PostgresStore:
             rows: Audited rows of these partitions, columns `relation.frame_schema`, one row per identity.
             partitions: Every partition that was computed, also those without rows.
             quarantined: Columns `partition_key`, `row` (JSON text), `reasons` (list of text).
-            inputs: Newest publication id read of each input relation.
+            inputs: Per partition, newest publication id read of each input relation.
             run_id: Who wrote it.
+            supersede: The partitions were audited whole: open quarantined rows that did not come again are closed.
 
         Returns:
             One publication per partition, in the order given. A partition whose content and inputs were published already is not
@@ -261,10 +263,10 @@ class PostgresStore:
             batch_id = int(connection.execute("select nextval('ops.batch_id')").fetchone()[0])  # type: ignore[index]
             if not new.is_empty():
                 self._copy(connection, relation, new, batch_id, now)
-            refused = self._quarantine(connection, relation, quarantined, run_id, now)
+            refused = self._quarantine(connection, relation, quarantined, partitions if supersede else [], run_id, now)
             columns = list(relation.frame_schema)
             published = versions.newest(relation, pl.concat([current, new.select(columns)]))
-            return self._record(connection, relation, partitions, published, new, refused, batch_id, dict(inputs or {}), run_id, now)
+            return self._record(connection, relation, partitions, published, new, refused, batch_id, inputs or {}, run_id, now)
 
     def block(
         self, relation: Relation, partition_key: str, checks: object, quarantined: pl.DataFrame | None = None, run_id: str = ""
@@ -272,7 +274,7 @@ class PostgresStore:
         """Record that the audit refused a partition: its failed checks, and its bad rows for replay. Nothing is published."""
         now = self.clock.now()
         with connect(self.settings) as connection:
-            self._quarantine(connection, relation, quarantined, run_id, now)
+            self._quarantine(connection, relation, quarantined, [partition_key], run_id, now)
             self._log(connection, relation.name, [(partition_key, "blocked", checks, {})], run_id, now)
 
     def _current(self, connection: Connection, relation: Relation, partitions: Sequence[str]) -> pl.DataFrame:
@@ -311,18 +313,26 @@ class PostgresStore:
 
     @staticmethod
     def _quarantine(
-        connection: Connection, relation: Relation, rows: pl.DataFrame | None, run_id: str, now: datetime
+        connection: Connection, relation: Relation, rows: pl.DataFrame | None, partitions: Sequence[str], run_id: str, now: datetime
     ) -> dict[str, int]:
-        if rows is None or rows.is_empty():
-            return {}
+        refused = pl.DataFrame(schema={"partition_key": pl.String, "row": pl.String, "reasons": pl.List(pl.String)}) if rows is None else rows
         with connection.cursor() as cursor:
-            cursor.executemany(
-                "insert into ops.quarantine (relation, partition_key, row, row_hash, reasons, status, run_id, quarantined_at)"
-                " values (%s, %s, %s, md5(%s), %s, 'open', %s, %s)"
-                " on conflict (relation, partition_key, row_hash) do update set reasons = excluded.reasons, status = 'open'",
-                [(relation.name, key, row, row, reasons, run_id, now) for key, row, reasons in rows.select("partition_key", "row", "reasons").rows()],
+            cursor.execute(
+                "update ops.quarantine set status = 'superseded' where relation = %s and partition_key = any(%s) and status = 'open'"
+                " and row_hash <> all(select md5(line) from unnest(%s::text[]) as line)",
+                [relation.name, list(partitions), refused["row"].to_list()],
             )
-        return dict(rows.group_by("partition_key").len().iter_rows())
+            if not refused.is_empty():
+                cursor.executemany(
+                    "insert into ops.quarantine (relation, partition_key, row, row_hash, reasons, status, run_id, quarantined_at)"
+                    " values (%s, %s, %s, md5(%s), %s, 'open', %s, %s)"
+                    " on conflict (relation, partition_key, row_hash) do update set reasons = excluded.reasons, status = 'open'",
+                    [
+                        (relation.name, key, row, row, reasons, run_id, now)
+                        for key, row, reasons in refused.select("partition_key", "row", "reasons").iter_rows()
+                    ],
+                )
+        return dict(refused.group_by("partition_key").len().iter_rows())
 
     def _record(
         self,
@@ -333,19 +343,20 @@ class PostgresStore:
         new: pl.DataFrame,
         refused: Mapping[str, int],
         batch_id: int,
-        inputs: dict[str, int],
+        inputs: Mapping[str, dict[str, int]],
         run_id: str,
         now: datetime,
     ) -> list[Publication]:
         by_partition, new_by_partition = _by_session(relation, published), _by_session(relation, new)
+        digests = versions.content_hashes(relation, published, _sessions(relation, published))
         recorded = self._last_records(connection, relation, partitions)
         empty, ledger, log, result = published.clear(), [], [], []
         for partition in partitions:
             frame, fresh = by_partition.get(partition, empty), new_by_partition.get(partition)
             count = 0 if fresh is None else fresh.height
-            digest = versions.content_hash(relation, frame)
+            digest = digests.get(partition, versions.NO_ROWS)
             known = recorded.get(partition)
-            is_new = count > 0 or known is None or known[1:] != (inputs, relation.code_version)
+            is_new = count > 0 or known is None or known[1:] != (inputs.get(partition, {}), relation.code_version)
             log.append((partition, "published" if count else "unchanged", [], _flag_counts(frame)))
             result.append(Publication(relation.name, partition, None, count, refused.get(partition, 0), frame.height, digest))
             if is_new:
@@ -353,7 +364,7 @@ class PostgresStore:
                     (
                         batch_id, relation.name, partition, count, refused.get(partition, 0), frame.height, digest,
                         frame["event_timestamp"].min(), frame["event_timestamp"].max(), json.dumps(_changed(relation, fresh)),
-                        json.dumps(inputs, sort_keys=True), relation.code_version, run_id, now,
+                        json.dumps(inputs.get(partition, {}), sort_keys=True), relation.code_version, run_id, now,
                     )
                 )  # fmt: skip
         ids = self._insert_ledger(connection, ledger)
@@ -403,10 +414,13 @@ def _names(columns: Sequence[str] | Mapping[str, object]) -> sql.Composable:
     return sql.SQL(", ").join(map(sql.Identifier, columns))
 
 
+def _sessions(relation: Relation, rows: pl.DataFrame) -> pl.Series:
+    return calendar(relation.calendar).session_of(rows["event_timestamp"]).cast(pl.String)
+
+
 def _by_session(relation: Relation, rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    sessions = calendar(relation.calendar).session_of(rows["event_timestamp"])
-    parts = rows.with_columns(sessions.alias("session")).partition_by("session", as_dict=True, include_key=False)
-    return {key[0].isoformat(): frame for key, frame in parts.items()}  # type: ignore[attr-defined]
+    parts = rows.with_columns(_sessions(relation, rows).alias("session")).partition_by("session", as_dict=True, include_key=False)
+    return {str(key[0]): frame for key, frame in parts.items()}
 
 
 def _changed(relation: Relation, new: pl.DataFrame | None) -> dict[str, Any]:

@@ -16,6 +16,11 @@ RELATIVE_TOLERANCE = 1e-9
 
 ABSOLUTE_TOLERANCE = 1e-12
 
+RECORD_SEPARATOR = "\x1e"
+
+NO_ROWS = hashlib.sha256().hexdigest()
+"""Content hash of a partition without rows."""
+
 
 def new_versions(relation: Relation, staged: pl.DataFrame, current: pl.DataFrame, now: datetime) -> pl.DataFrame:
     """Rows of `staged` whose identity is unknown to `current`, or known with another content.
@@ -61,20 +66,23 @@ def newest(relation: Relation, frame: pl.DataFrame) -> pl.DataFrame:
     return frame.sort(*relation.identity, relation.known_at).unique(relation.identity, keep="last", maintain_order=True)
 
 
-def content_hash(relation: Relation, frame: pl.DataFrame) -> str:
-    """sha256 over identities, values and flags of the newest versions; known-at and RESTATED excluded, so that a rebuild is recognised.
+def content_hashes(relation: Relation, frame: pl.DataFrame, partition: pl.Series) -> dict[str, str]:
+    """sha256 per partition over identities, values and flags of the newest versions.
 
-    Bit-exact: computations start at fixed anchors, so the same inputs give the same bits in any order of partitions.
+    Known-at and RESTATED are excluded, so that a rebuild is recognised. Bit-exact: floats are written in their shortest form that reads
+    back the same, and computations start at fixed anchors, so the same inputs give the same bits in any order of partitions.
+
+    Args:
+        relation: What the rows belong to.
+        frame: One row per identity.
+        partition: Partition key of each row, text.
     """
-    columns = [*relation.identity, *relation.values]
-    rows = frame.sort(relation.identity).select(*columns, pl.col("flags") & ~QualityFlag.RESTATED.value)
-    digest = hashlib.sha256()
-    for series in rows:
-        digest.update(series.name.encode())
-        digest.update(series.is_null().to_numpy().tobytes())
-        values = series.fill_null(strategy="zero") if series.dtype.is_numeric() else series.cast(pl.String).fill_null("")
-        digest.update(values.to_numpy().tobytes() if series.dtype.is_numeric() else "\x1f".join(values).encode())
-    return digest.hexdigest()
+    rows = frame.with_columns(partition.alias("partition_key"), pl.col("flags") & ~QualityFlag.RESTATED.value).sort(relation.identity)
+    text = rows.select(*relation.identity, *relation.values, "flags").write_csv(include_header=False, line_terminator=RECORD_SEPARATOR)
+    digests: dict[str, "hashlib._Hash"] = {}
+    for key, line in zip(rows["partition_key"], text.split(RECORD_SEPARATOR), strict=False):
+        digests.setdefault(key, hashlib.sha256()).update(line.encode() + RECORD_SEPARATOR.encode())
+    return {key: digest.hexdigest() for key, digest in digests.items()}
 
 
 def _differs(new: pl.Expr, old: pl.Expr, dtype: pl.DataType) -> pl.Expr:

@@ -1,0 +1,122 @@
+"""Wilder's directional movement: how strong a trend is and which way it points; returns are in `momentum`."""
+
+import polars as pl
+
+from featurestore_dagster.indicators.averages import WILDER_CONVERGENCE, recursive_mean, wilder_mean
+from featurestore_dagster.indicators.binding import bind
+from featurestore_dagster.indicators.volatility import true_range
+from featurestore_dagster.model.indicator import indicator
+from featurestore_dagster.model.units import Unit
+
+TIE_TOLERANCE = 1e-9
+"""Moves that differ by less than this fraction of the close are ties: rounding of decimal prices must not decide."""
+
+SMOOTHING = "Wilder means over n; moves that differ by less than 1e-9 of the close are ties; 0 when W(true range) = 0"
+
+TREND_STRENGTH_BARS = 14
+ADX_CONVERGENCE = 28
+"""Bars per n after which a fresh ADX equals the one over full history within 1e-9."""
+
+
+def _directional_index(n: int, *, rising: bool) -> pl.Expr:
+    """+DI or -DI. Both Wilder means are seeded at bar n-1 with (sum over bars 1..n-1) / n, as TA-Lib does."""
+    up, down = pl.col("high").diff(), -pl.col("low").diff()
+    gain, loss = (up, down) if rising else (down, up)
+
+    def smoothed(values: pl.Expr) -> pl.Expr:
+        return recursive_mean(values, 1 / n, lambda values: values.rolling_sum(n - 1) / n)
+
+    def index(movement: pl.Expr, spread: pl.Expr) -> pl.Expr:
+        quotient = bind(
+            lambda movement, spread: pl.when(spread == 0).then(0.0).otherwise(100 * movement / spread),
+            movement=smoothed(movement),
+            spread=smoothed(spread),
+        )
+        # Movement never exceeds the true range, but rounding may by an ulp.
+        return pl.when((movement + spread).rolling_min(n).is_not_null()).then(quotient.clip(0, 100))
+
+    def moved(gain: pl.Expr, excess: pl.Expr, tolerance: pl.Expr) -> pl.Expr:
+        # Two conditions, so that NULL stays NULL.
+        return pl.when(excess > tolerance).then(gain.clip(lower_bound=0)).when(excess <= tolerance).then(0.0)
+
+    movement = bind(
+        moved,
+        gain=gain,
+        excess=gain - loss,
+        tolerance=TIE_TOLERANCE * pl.col("close"),
+    )
+    return bind(index, movement=movement, spread=true_range())
+
+
+def _directional_average(plus: pl.Expr, minus: pl.Expr, n: int) -> pl.Expr:
+    """ADX from the two directional indices."""
+    strength = bind(
+        lambda apart, total: pl.when(total == 0).then(0.0).otherwise(100 * (apart / total)),
+        apart=(plus - minus).abs(),
+        total=plus + minus,
+    )
+    return wilder_mean(strength, n).clip(0, 100)
+
+
+@indicator(
+    unit=Unit.OSCILLATOR,
+    formula=f"100 * W(upward movement) / W(true range); {SMOOTHING}",
+    inputs=("high", "low", "close"),
+    oracle="TA-Lib PLUS_DI on integer ticks",
+    first=lambda n: n,
+    convergence=lambda n: WILDER_CONVERGENCE * n,
+    minimum=0,
+    maximum=100,
+)
+def plus_di(n: int) -> pl.Expr:
+    """Positive directional index."""
+    return _directional_index(n, rising=True)
+
+
+@indicator(
+    unit=Unit.OSCILLATOR,
+    formula=f"100 * W(downward movement) / W(true range); {SMOOTHING}",
+    inputs=("high", "low", "close"),
+    oracle="TA-Lib MINUS_DI on integer ticks",
+    first=lambda n: n,
+    convergence=lambda n: WILDER_CONVERGENCE * n,
+    minimum=0,
+    maximum=100,
+)
+def minus_di(n: int) -> pl.Expr:
+    """Negative directional index."""
+    return _directional_index(n, rising=False)
+
+
+@indicator(
+    unit=Unit.OSCILLATOR,
+    formula="Wilder mean over n of 100 * abs(+DI - -DI) / (+DI + -DI) (0 when both are 0), seeded at bar 2n-1",
+    inputs=("high", "low", "close"),
+    oracle="TA-Lib ADX on integer ticks",
+    first=lambda n: 2 * n - 1,
+    convergence=lambda n: ADX_CONVERGENCE * n,
+    minimum=0,
+    maximum=100,
+)
+def adx(n: int) -> pl.Expr:
+    """Average directional index."""
+    return _directional_average(_directional_index(n, rising=True), _directional_index(n, rising=False), n)
+
+
+@indicator(
+    unit=Unit.RATIO,
+    formula="sign(+DI(14) - -DI(14)) * adx(14) / 100",
+    inputs=("high", "low", "close"),
+    oracle="TA-Lib PLUS_DI, MINUS_DI, ADX on integer ticks",
+    first=2 * TREND_STRENGTH_BARS - 1,
+    convergence=ADX_CONVERGENCE * TREND_STRENGTH_BARS,
+    minimum=-1,
+    maximum=1,
+)
+def trend_strength() -> pl.Expr:
+    """Signed strength of the trend."""
+    return bind(
+        lambda plus, minus: (plus - minus).sign() * _directional_average(plus, minus, TREND_STRENGTH_BARS) / 100,
+        plus=_directional_index(TREND_STRENGTH_BARS, rising=True),
+        minus=_directional_index(TREND_STRENGTH_BARS, rising=False),
+    )

@@ -1,0 +1,258 @@
+"""The verdict on computed or fetched rows before anything is written: which are published, which quarantined, which partition blocked.
+
+The rules themselves belong to `projections.pandera_schema` and `market_checks`; writing the outcome belongs to the stores.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any
+
+import polars as pl
+
+from featurestore_dagster.calendars import MarketCalendar, calendar
+from featurestore_dagster.model.feature_view import FeatureView, Stream
+from featurestore_dagster.model.flags import QUARANTINED, QualityFlag
+from featurestore_dagster.model.raw_table import Dataset
+from featurestore_dagster.model.source import Listing
+from featurestore_dagster.model.time import Timeframe
+from featurestore_dagster.pipeline import market_checks
+from featurestore_dagster.projections.relation import Relation, dataset_relation, stream_relation
+
+MINIMUM_ROW_SHARE = 0.5
+"""A partition with fewer of its expected rows than this is blocked."""
+
+EXAMPLES = 10
+
+GRACE = {
+    Timeframe.ONE_MINUTE: timedelta(seconds=30),
+    Timeframe.FIVE_MINUTES: timedelta(seconds=60),
+    Timeframe.FIFTEEN_MINUTES: timedelta(minutes=2),
+    Timeframe.ONE_HOUR: timedelta(minutes=5),
+    Timeframe.FOUR_HOURS: timedelta(minutes=5),
+    Timeframe.ONE_DAY: timedelta(hours=2),
+}
+"""How long after bar end and latency a bar may be absent before it counts as missing."""
+
+
+@dataclass(frozen=True)
+class FailedCheck:
+    """One check that some rows or the whole partition failed."""
+
+    name: str
+    rows: int
+    examples: tuple[str, ...]
+    blocking: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: ledger, metadata, terminal."""
+        return {"check": self.name, "rows": self.rows, "blocking": self.blocking, "examples": list(self.examples)}
+
+
+@dataclass(frozen=True)
+class PartitionAudit:
+    """Verdict on one partition."""
+
+    partition_key: str
+    rows_good: int
+    rows_quarantined: int
+    rows_expected: int | None
+    failed: tuple[FailedCheck, ...]
+
+    @property
+    def blocked(self) -> bool:
+        """Whether nothing of the partition may be published."""
+        return any(check.blocking for check in self.failed)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Verdict on a chunk: `rows` holds the good rows of partitions that are not blocked, `quarantined` every refused row.
+
+    `quarantined` has columns partition_key, row (JSON text), reasons (list of text).
+    """
+
+    rows: pl.DataFrame
+    quarantined: pl.DataFrame
+    partitions: dict[str, PartitionAudit]
+
+
+def audit_dataset(
+    dataset: Dataset,
+    rows: pl.DataFrame,
+    partitions: Sequence[str],
+    *,
+    context: pl.DataFrame,
+    actions: pl.DataFrame,
+    listings: Mapping[str, Listing],
+    now: datetime,
+) -> Audit:
+    """Judge rows of a dataset.
+
+    Args:
+        dataset: What the rows claim to be.
+        rows: What the sources delivered for these partitions.
+        partitions: Session labels that were asked for.
+        context: Published rows of the sessions before, for checks that look back.
+        actions: Known corporate actions: symbol, event_timestamp, ratio.
+        listings: Expected symbols by name.
+        now: The platform's instant.
+    """
+    from featurestore_dagster.projections.pandera_schema import dataset_schema, violations
+
+    relation = dataset_relation(dataset)
+    structure, reasons = violations(dataset_schema(dataset), rows)
+    if structure:
+        return _blocked_whole(relation, partitions, structure)
+    clean, contradictions = market_checks.duplicates(dataset, rows)
+    _, reasons = violations(dataset_schema(dataset), clean)
+    finite = clean.with_row_index("row").join(reasons.select("row").unique(), on="row", how="anti")
+    if not finite.is_empty():
+        positions = finite["row"]
+        found = market_checks.row_reasons(dataset, finite.drop("row"), context, actions, dict(listings), now)
+        reasons = pl.concat([reasons, found.with_columns(positions.gather(found["row"]).alias("row"))])
+    offset = clean.height
+    judged = pl.concat([clean, contradictions])
+    reasons = pl.concat(
+        [
+            reasons,
+            pl.DataFrame(
+                {"row": range(offset, judged.height), "reason": ["duplicate_key: the same key with different values"] * contradictions.height},
+                schema={"row": pl.UInt32, "reason": pl.String},
+            ),
+        ]
+    )
+    expected = _expected_bars(dataset, partitions, listings, now) if dataset.bars else {}
+    return _verdict(relation, judged, reasons, partitions, expected, dataset.quarantine_limit)
+
+
+def audit_stream(
+    view: FeatureView, stream: Stream, rows: pl.DataFrame, partitions: Sequence[str], *, listings: Mapping[str, Listing], now: datetime
+) -> Audit:
+    """Judge computed feature rows of a stream; arguments as in `audit_dataset`."""
+    from featurestore_dagster.projections.pandera_schema import stream_schema, violations
+
+    relation = stream_relation(view, stream)
+    structure, reasons = violations(stream_schema(view, stream), rows)
+    if structure:
+        return _blocked_whole(relation, partitions, structure)
+    indexed = rows.with_row_index("row")
+    flagged = indexed.filter(pl.col("flags") & QUARANTINED.value != 0).select(
+        "row", pl.col("flags").map_elements(lambda mask: f"flags: {', '.join(QualityFlag.names_of(mask & QUARANTINED))}", pl.String).alias("reason")
+    )
+    future = indexed.filter(pl.col("event_timestamp") > now + market_checks.CLOCK_TOLERANCE).select(
+        "row", pl.lit(f"future_row: event time is after {now.isoformat()}").alias("reason")
+    )
+    spine = stream.inputs[0]
+    if spine.bars and spine.timeframe == stream.timeframe:
+        expected = _expected_bars(spine, partitions, listings, now)
+    else:
+        expected = {key: {("snapshot", instant) for instant in bars} for key, bars in _due_bar_ends(stream.calendar, stream.timeframe, spine, partitions, now).items()}
+    return _verdict(relation, rows, pl.concat([reasons, flagged, future]), partitions, expected, spine.quarantine_limit)
+
+
+def _due_bar_ends(calendar_name: str, timeframe: Timeframe, dataset: Dataset, partitions: Sequence[str], now: datetime) -> dict[str, list[datetime]]:
+    """Bar ends of each partition that must have arrived by now."""
+    market: MarketCalendar = calendar(calendar_name)
+    due: dict[str, list[datetime]] = {}
+    latest = now - dataset.latency - GRACE[timeframe]
+    keys = set(partitions)
+    first, last = market.session(date.fromisoformat(min(partitions))), market.session(date.fromisoformat(max(partitions)))
+    ends = market.bar_ends(timeframe, first.window_start, min(last.window_end, max(latest, first.window_start)))
+    labels = market.session_of(ends)
+    for label, end in zip(labels, ends, strict=True):
+        if (key := label.isoformat()) in keys and end <= latest:
+            due.setdefault(key, []).append(end)
+    return due
+
+
+def _expected_bars(
+    dataset: Dataset, partitions: Sequence[str], listings: Mapping[str, Listing], now: datetime
+) -> dict[str, set[tuple[str, datetime]]]:
+    due = _due_bar_ends(dataset.calendar, dataset.timeframe, dataset, partitions, now)
+    return {
+        key: {(listing.symbol, end) for listing in listings.values() if listing.covers(date.fromisoformat(key)) for end in ends}
+        for key, ends in due.items()
+    }
+
+
+def _verdict(
+    relation: Relation,
+    rows: pl.DataFrame,
+    reasons: pl.DataFrame,
+    partitions: Sequence[str],
+    expected: Mapping[str, set[tuple[str, datetime]]],
+    quarantine_limit: float,
+) -> Audit:
+    labels = calendar(relation.calendar).session_of(rows["event_timestamp"]).cast(pl.String)
+    judged = (
+        rows.with_columns(labels.alias("partition_key"))
+        .with_row_index("row")
+        .join(reasons.group_by("row").agg(pl.col("reason").unique(maintain_order=True).alias("reasons")), on="row", how="left")
+        .with_columns(pl.col("reasons").is_null().alias("good"))
+    )
+    foreign = judged.filter(~pl.col("partition_key").is_in(list(partitions)))
+    if not foreign.is_empty():
+        raise ValueError(f"{relation.name}: {foreign.height} rows lie outside the partitions asked for, first {foreign.row(0, named=True)}")
+    by_partition = {str(key[0]): frame for key, frame in judged.partition_by("partition_key", as_dict=True).items()}
+    audits = {
+        key: _judge(relation, key, by_partition.get(key, judged.clear()), expected.get(key, set()), quarantine_limit) for key in partitions
+    }
+    blocked = [key for key, audit in audits.items() if audit.blocked]
+    good = judged.filter(pl.col("good") & ~pl.col("partition_key").is_in(blocked))
+    bad = judged.filter(~pl.col("good"))
+    quarantined = pl.DataFrame(
+        {
+            "partition_key": bad["partition_key"],
+            "row": [_json(row) for row in bad.select(rows.columns).iter_rows(named=True)],
+            "reasons": bad["reasons"],
+        },
+        schema={"partition_key": pl.String, "row": pl.String, "reasons": pl.List(pl.String)},
+    )
+    return Audit(good.select(rows.columns), quarantined, audits)
+
+
+def _judge(
+    relation: Relation, key: str, rows: pl.DataFrame, expected: set[tuple[str, datetime]], quarantine_limit: float
+) -> PartitionAudit:
+    bad = rows.filter(~pl.col("good"))
+    failed = []
+    for reason, group in sorted(bad.explode("reasons").partition_by("reasons", as_dict=True).items()):
+        examples = group.head(EXAMPLES).select(*relation.keys, "event_timestamp", *relation.values[:6])
+        failed.append(FailedCheck(str(reason[0]), group.height, tuple(_json(row) for row in examples.iter_rows(named=True)), blocking=False))
+    good = rows.height - bad.height
+    if rows.height and bad.height > quarantine_limit * rows.height:
+        share = f"{bad.height} of {rows.height} rows are bad, allowed {quarantine_limit:.0%}"
+        failed.append(FailedCheck("mostly_quarantined", bad.height, (share,), blocking=True))
+    if expected:
+        present = rows.filter("good")
+        name = relation.keys[0]
+        delivered = set(zip(present[name], present["event_timestamp"], strict=True)) if name != "portfolio" else {("snapshot", t) for t in present["event_timestamp"]}
+        missing = sorted(expected - delivered)
+        examples = tuple(f"{symbol} {end.isoformat()}" for symbol, end in missing[:EXAMPLES])
+        if not rows.height:
+            failed.append(FailedCheck("empty_partition: the session was open and rows are due", len(missing), examples, blocking=True))
+        elif len(missing) > (1 - MINIMUM_ROW_SHARE) * len(expected):
+            failed.append(FailedCheck("row_count: most expected rows are missing", len(missing), examples, blocking=True))
+        elif present["event_timestamp"].max() < max(end for _, end in expected):  # type: ignore[operator]
+            failed.append(FailedCheck("stale_partition: the newest row is older than the calendar says", len(missing), examples, blocking=True))
+        elif missing:
+            failed.append(FailedCheck("calendar_gap: expected rows are missing", len(missing), examples, blocking=False))
+    return PartitionAudit(key, good, bad.height, len(expected) or None, tuple(failed))
+
+
+def _blocked_whole(relation: Relation, partitions: Sequence[str], complaints: Sequence[str]) -> Audit:
+    check = FailedCheck("schema: the frame does not have the declared form", 0, tuple(complaints), blocking=True)
+    none = pl.DataFrame(schema={"partition_key": pl.String, "row": pl.String, "reasons": pl.List(pl.String)})
+    return Audit(
+        pl.DataFrame(schema=relation.frame_schema), none, {key: PartitionAudit(key, 0, 0, None, (check,)) for key in partitions}
+    )
+
+
+def _json(row: Mapping[str, object]) -> str:
+    def plain(value: object) -> object:
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps({name: plain(value) for name, value in row.items()}, default=str)

@@ -1,0 +1,148 @@
+"""Feature rows from bars and macro series: one expression per feature, whatever asks for it.
+
+Batch materialisation, the live path and the serving fallback call the same functions, so that they cannot differ.
+"""
+
+from datetime import datetime
+
+import polars as pl
+
+from featurestore_dagster.model.feature_view import FeatureView, Stream
+from featurestore_dagster.model.flags import PROPAGATED, QualityFlag
+from featurestore_dagster.pipeline.bitemporal import join_visible
+from featurestore_dagster.projections.postgres_table import feature_dtype, feature_schema
+
+def compute_bars(view: FeatureView, stream: Stream, bars: pl.DataFrame, start: datetime, end: datetime) -> pl.DataFrame:
+    """Feature rows of a view over candles.
+
+    Args:
+        view: What to compute.
+        stream: For which market and timeframe.
+        bars: Output of `flag_bars`, with `view.look_back_bars` of history before `start`.
+        start: Rows with start < event time <= end are returned.
+        end: See `start`.
+
+    Returns:
+        Columns `feature_schema(view)`, sorted by keys and event time. A value that is not finite becomes NULL with COMPUTATION_ERROR.
+    """
+    series = bars.sort("symbol", "event_timestamp")
+    values = series.select(
+        pl.all(),
+        *(feature.expression().over("symbol").alias(f"value:{feature.name}") for feature in view.features),
+        pl.max_horizontal("known_at", "action_known_at").alias("row_known_at"),
+    )
+    unscaled = [
+        (
+            pl.col(f"value:{feature.name}") / pl.col("adjustment_factor") ** feature.indicator.price_exponent
+            if feature.indicator.adjusted and feature.indicator.price_exponent
+            else pl.col(f"value:{feature.name}")
+        ).alias(f"value:{feature.name}")
+        for feature in view.features
+    ]
+    known_at = pl.col("row_known_at").rolling_max(view.look_back_bars + 1, min_samples=1).over("symbol")
+    rows = values.with_columns(*unscaled, known_at.alias("created_timestamp"), _window_flags(view, series).alias("flags"))
+    return _finish(view, stream, rows.filter((pl.col("event_timestamp") > start) & (pl.col("event_timestamp") <= end)))
+
+
+def compute_snapshots(
+    view: FeatureView, stream: Stream, instants: pl.Series, benchmark: pl.DataFrame, observations: pl.DataFrame, *, is_substitute: bool
+) -> pl.DataFrame:
+    """Feature rows of a portfolio-level macro view, one per instant.
+
+    Features of the benchmark alone are computed on its daily bars, then the newest row known at the instant is taken; a level is the
+    newest observation of its series known at the instant; what combines both is computed on the snapshot.
+
+    Args:
+        view: What to compute; a feature's indicator names its inputs: `spy_*` columns and series columns.
+        stream: For which calendar.
+        instants: Snapshot times, UTC.
+        benchmark: Daily adjusted bars of the benchmark: event_timestamp, known_at, close, flags.
+        observations: Columns series_id, observation_date, event_timestamp, known_at, value, `column` (input name), `maximum_age_days`.
+        is_substitute: The benchmark stands in for SPY: FALLBACK_SOURCE is set.
+
+    Returns:
+        Columns `feature_schema(view)`, sorted by event time.
+    """
+    daily = benchmark.sort("event_timestamp").with_columns(pl.col("close").alias("spy_close"))
+    on_benchmark = [feature for feature in view.features if set(feature.input_columns) == {"spy_close"}]
+    daily = daily.with_columns(
+        *(feature.expression().alias(f"value:{feature.name}") for feature in on_benchmark),
+        pl.col("spy_close").rolling_mean(200).alias("spy_sma_200"),
+        pl.col("known_at").cum_max().alias("input_known_at"),
+    )
+    snapshot = pl.DataFrame({"event_timestamp": instants}).sort("event_timestamp").with_columns(pl.lit("GLOBAL").alias("portfolio"))
+    taken = daily.select(
+        pl.col("event_timestamp").alias("bar_end"), "known_at", "input_known_at", "spy_close", "spy_sma_200", "flags",
+        *(f"value:{feature.name}" for feature in on_benchmark),
+    )  # fmt: skip
+    rows = join_visible(snapshot, taken, keys=[], at="event_timestamp", event_time="bar_end", known_at="known_at").drop("known_at")
+    stale = pl.lit(0)
+    known: list[pl.Expr] = [pl.col("input_known_at")]
+    series_columns = {name for feature in view.features for name in feature.input_columns} - set(taken.columns)
+    for name in sorted(series_columns):
+        series = observations.filter(pl.col("column") == name).select(
+            pl.col("event_timestamp").alias(f"event:{name}"), pl.col("known_at").alias(f"known:{name}"), pl.col("value").alias(name),
+            "observation_date", "maximum_age_days",
+        )  # fmt: skip
+        rows = join_visible(rows, series, keys=[], at="event_timestamp", event_time=f"event:{name}", known_at=f"known:{name}")
+        too_old = (pl.col("event_timestamp").dt.date() - pl.col("observation_date")).dt.total_days() > pl.col("maximum_age_days")
+        is_stale = too_old.fill_null(value=True)
+        rows = rows.with_columns(is_stale.alias("stale"), pl.when(is_stale).then(None).otherwise(pl.col(name)).alias(name))
+        rows = rows.with_columns(pl.when("stale").then(None).otherwise(pl.col(f"known:{name}")).alias(f"known:{name}"))
+        rows = rows.with_columns(pl.col("stale").alias(f"stale:{name}")).drop("stale", "observation_date", "maximum_age_days")
+        stale = stale | pl.when(pl.col(f"stale:{name}")).then(QualityFlag.STALE_INPUT.value).otherwise(0)
+        known.append(pl.col(f"known:{name}"))
+    computed = [f.expression().alias(f"value:{f.name}") for f in view.features if f not in on_benchmark]
+    substitute = QualityFlag.FALLBACK_SOURCE.value if is_substitute else 0
+    incomplete = pl.when(pl.col("spy_sma_200").is_null()).then(QualityFlag.INSUFFICIENT_OHLCV.value).otherwise(0)
+    rows = rows.with_columns(
+        *computed,
+        pl.max_horizontal(pl.col("event_timestamp"), *known).alias("created_timestamp"),
+        ((pl.col("flags").fill_null(0) & PROPAGATED.value) | substitute | stale | incomplete).cast(pl.Int64).alias("flags"),
+    )
+    return _finish(view, stream, rows)
+
+
+def _window_flags(view: FeatureView, series: pl.DataFrame) -> pl.Expr:
+    window = view.warm_up_bars + 1
+    present = int(series["flags"].bitwise_or() or 0) if series.height else 0
+    mask = pl.lit(0, pl.Int64)
+    for flag in QualityFlag:
+        if flag & PROPAGATED and flag & present:
+            touched = (pl.col("flags") & flag.value != 0).cast(pl.Int8).rolling_max(window, min_samples=1).over("symbol")
+            mask = mask | pl.when(touched == 1).then(flag.value).otherwise(0)
+    position = pl.col("bar_number")
+    short = pl.when(position < view.warm_up_bars).then(QualityFlag.INSUFFICIENT_OHLCV.value).otherwise(0)
+    converging = pl.when(position < view.look_back_bars).then(QualityFlag.WARMUP_CONVERGING.value).otherwise(0)
+    late = pl.when(pl.col("row_known_at") > pl.col("event_timestamp") + view.slo.max_lag).then(QualityFlag.LATE.value).otherwise(0)
+    recursive = any(feature.look_back_bars > feature.warm_up_bars for feature in view.features)
+    return (mask | short | late | (converging if recursive else 0)).cast(pl.Int64)
+
+
+def _finish(view: FeatureView, stream: Stream, rows: pl.DataFrame) -> pl.DataFrame:
+    broken = pl.any_horizontal(
+        pl.col(f"value:{f.name}").is_finite().not_() for f in view.features if rows.schema[f"value:{f.name}"].is_float()
+    ).fill_null(value=False)
+    finite = [
+        (
+            pl.when(pl.col(f"value:{f.name}").is_finite()).then(pl.col(f"value:{f.name}"))
+            if rows.schema[f"value:{f.name}"].is_float()
+            else pl.col(f"value:{f.name}")
+        )
+        .cast(feature_dtype(f.indicator.unit))
+        .alias(f.name)
+        for f in view.features
+    ]
+    return (
+        rows.select(
+            *view.join_keys,
+            "event_timestamp",
+            "created_timestamp",
+            *finite,
+            (pl.col("flags") | pl.when(broken).then(QualityFlag.COMPUTATION_ERROR.value).otherwise(0)).alias("flags"),
+            pl.lit(view.version, pl.Int32).alias("feature_set_version"),
+            pl.lit(stream.name).alias("stream"),
+        )
+        .select(list(feature_schema(view)))
+        .sort(*view.join_keys, "event_timestamp")
+    )

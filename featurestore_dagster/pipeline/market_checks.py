@@ -1,0 +1,141 @@
+"""Market-data checks on rows that just arrived: each says which rows are bad, and why.
+
+Types, NULLs and ranges belong to `projections.pandera_schema`; what happens to a bad row belongs to `audit`.
+"""
+
+import math
+from datetime import datetime, timedelta
+
+import polars as pl
+
+from featurestore_dagster.calendars import calendar
+from featurestore_dagster.model.raw_table import Dataset
+from featurestore_dagster.model.source import Listing
+from featurestore_dagster.model.time import Timeframe
+
+CLOCK_TOLERANCE = timedelta(seconds=2)
+ORDER_TOLERANCE = 1e-9
+
+STUCK_AFTER_BARS = {
+    Timeframe.ONE_MINUTE: 30,
+    Timeframe.FIVE_MINUTES: 12,
+    Timeframe.FIFTEEN_MINUTES: 6,
+    Timeframe.ONE_HOUR: 6,
+    Timeframe.FOUR_HOURS: 3,
+    Timeframe.ONE_DAY: 3,
+}
+STUCK_ZERO_VOLUME_FACTOR = 4
+
+SPLIT_RATIOS = (3 / 2, 2, 3, 4, 5, 7, 10, 20)
+SPLIT_MINIMUM_LOG_RETURN = 0.35
+SPLIT_LOG_TOLERANCE = 0.12
+SPLIT_DOLLAR_VOLUME_FACTOR = 5
+SPLIT_MEDIAN_BARS = 20
+
+
+def row_reasons(
+    dataset: Dataset, rows: pl.DataFrame, context: pl.DataFrame, actions: pl.DataFrame, listings: dict[str, Listing], now: datetime
+) -> pl.DataFrame:
+    """Which rows are bad.
+
+    Args:
+        dataset: What the rows claim to be.
+        rows: Rows of the dataset's canonical schema, one per identity (see `duplicates`), with finite values.
+        context: Published rows before them, for the checks that look back.
+        actions: Known corporate actions: symbol, event_timestamp, ratio.
+        listings: Expected symbols by name.
+        now: Rows of later events are refused.
+
+    Returns:
+        One line per bad row and reason: `row` (UInt32, position in `rows`), `reason` (text).
+    """
+    indexed = rows.with_row_index("row")
+    rules = {
+        f"future_row: event time is after {now.isoformat()}": pl.col("event_timestamp") > now + CLOCK_TOLERANCE,
+        "known_at: known before it happened": pl.col("known_at") < pl.col("event_timestamp"),
+    }
+    if dataset.bars:
+        low, high = rows["event_timestamp"].min(), rows["event_timestamp"].max()
+        on_grid = calendar(dataset.calendar).bar_ends(dataset.timeframe, low - timedelta(microseconds=1), high)  # type: ignore[operator, arg-type]
+        top, bottom = pl.max_horizontal("open", "close"), pl.min_horizontal("open", "close")
+        tolerance = ORDER_TOLERANCE * pl.col("close").abs()
+        rules |= {
+            "ohlc_order: low above open or close": pl.col("low") > bottom + tolerance,
+            "ohlc_order: high below open or close": pl.col("high") < top - tolerance,
+            f"out_of_session: no {dataset.timeframe} bar of calendar {dataset.calendar} ends then": ~pl.col("event_timestamp").is_in(
+                on_grid.implode()
+            ),
+            f"timeframe: not {dataset.timeframe}": pl.col("timeframe") != dataset.timeframe.value,
+            f"unknown_symbol: not listed for {dataset.name}": ~pl.col("symbol").is_in(list(listings)),
+        }
+    found = [indexed.filter(rule.fill_null(value=False)).select("row", pl.lit(reason).alias("reason")) for reason, rule in rules.items()]
+    if dataset.bars:
+        found += [_looking_back(dataset, indexed, context, actions)]
+    return pl.concat(found)
+
+
+def duplicates(dataset: Dataset, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Split off what has the same identity and known-at: identical copies are dropped, contradictions are refused on both sides.
+
+    Returns:
+        (rows without copies and contradictions, contradicting rows)
+    """
+    key = [*dataset.table.identity, "known_at"]
+    distinct = rows.unique(maintain_order=True)
+    contradicts = pl.len().over(key) > 1
+    return distinct.filter(~contradicts), distinct.filter(contradicts)
+
+
+def _looking_back(dataset: Dataset, indexed: pl.DataFrame, context: pl.DataFrame, actions: pl.DataFrame) -> pl.DataFrame:
+    columns = ["symbol", "event_timestamp", "open", "high", "low", "close", "volume"]
+    series = pl.concat([context.select(pl.lit(None, pl.UInt32).alias("row"), *columns), indexed.select("row", *columns)]).sort(
+        "symbol", "event_timestamp"
+    )
+    return pl.concat([_stuck(dataset, series), _split_like(series, actions)])
+
+
+def _stuck(dataset: Dataset, series: pl.DataFrame) -> pl.DataFrame:
+    limit = STUCK_AFTER_BARS[dataset.timeframe]
+    previous = pl.col("close").shift(1).over("symbol")
+    repeats = (
+        (pl.col("open") == pl.col("close"))
+        & (pl.col("high") == pl.col("close"))
+        & (pl.col("low") == pl.col("close"))
+        & (pl.col("close") == previous)
+        & pl.col("volume").eq_missing(pl.col("volume").shift(1).over("symbol"))
+    ).fill_null(value=False)
+    run = pl.col("repeats").cast(pl.Int64).cum_sum().over("symbol", "segment")
+    allowed = pl.when(pl.col("volume").fill_null(0) > 0).then(limit).otherwise(limit * STUCK_ZERO_VOLUME_FACTOR)
+    return (
+        series.with_columns(repeats.alias("repeats"))
+        .with_columns((~pl.col("repeats")).cum_sum().over("symbol").alias("segment"))
+        .filter((run >= allowed) & pl.col("row").is_not_null())
+        .select("row", pl.format("stuck_feed: the bar repeats its predecessor for {} bars or more", allowed).alias("reason"))
+    )
+
+
+def _split_like(series: pl.DataFrame, actions: pl.DataFrame) -> pl.DataFrame:
+    """Rows from a price jump on that looks like a split which no corporate action explains.
+
+    Each row is compared with the newest row before the suspected jump, so a series stays refused until the action is known.
+    """
+    log_return = (pl.col("close") / pl.col("close").shift(1).over("symbol")).log()
+    near = pl.any_horizontal(
+        (log_return + sign * math.log(ratio)).abs() < SPLIT_LOG_TOLERANCE for ratio in SPLIT_RATIOS for sign in (1, -1)
+    )
+    dollar_volume = pl.col("close") * pl.col("volume")
+    median = dollar_volume.rolling_median(SPLIT_MEDIAN_BARS, min_samples=1).shift(1).over("symbol")
+    quiet = (dollar_volume < SPLIT_DOLLAR_VOLUME_FACTOR * median).fill_null(value=True)
+    splits = actions.filter(pl.col("ratio").is_not_null()).select("symbol", pl.col("event_timestamp").alias("ex_date")).sort("ex_date")
+    explained = (
+        series.sort("event_timestamp")
+        .join_asof(splits, left_on="event_timestamp", right_on="ex_date", by="symbol", strategy="backward", check_sortedness=False)
+        .sort("symbol", "event_timestamp")
+        .with_columns((pl.col("ex_date") > pl.col("event_timestamp").shift(1).over("symbol")).fill_null(value=False).alias("explained"))
+    )
+    suspect = (log_return.abs() > SPLIT_MINIMUM_LOG_RETURN) & near & quiet & ~pl.col("explained")
+    return (
+        explained.with_columns(suspect.fill_null(value=False).alias("suspect"))
+        .filter(pl.col("suspect").cum_max().over("symbol") & pl.col("row").is_not_null())
+        .select("row", pl.lit("split_like_jump: the price jumps like a split that no corporate action explains").alias("reason"))
+    )

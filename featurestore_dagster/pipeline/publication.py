@@ -1,0 +1,261 @@
+"""The write-audit-publish loop: partitions of a dataset or of a view's stream, chunk by chunk.
+
+Each chunk is computed from its calendar anchor, audited, and published in one transaction, so that memory is bounded, a kill loses at
+most one chunk, and the same inputs give the same bits in any order. Dagster does not belong here: it consumes the outcomes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from itertools import groupby
+
+import polars as pl
+
+from featurestore_dagster.calendars import calendar
+from featurestore_dagster.errors import ConfigurationError, UnknownPartitionError
+from featurestore_dagster.features.macro_series import BENCHMARKS, series_of
+from featurestore_dagster.features.raw_tables import CANDLES, CORPORATE_ACTIONS
+from featurestore_dagster.model.catalogue import Catalogue
+from featurestore_dagster.model.feature_view import FeatureView, Stream
+from featurestore_dagster.model.raw_table import UTC_MICROSECONDS, Dataset
+from featurestore_dagster.model.time import Clock, Timeframe
+from featurestore_dagster.pipeline.audit import Audit, PartitionAudit, audit_dataset, audit_stream
+from featurestore_dagster.pipeline.bars import adjusted_bars, flag_bars
+from featurestore_dagster.pipeline.compute import compute_bars, compute_snapshots
+from featurestore_dagster.projections.relation import Relation, dataset_relation, stream_relation
+from featurestore_dagster.stores.postgres import Ledger, PostgresStore, Publication
+
+SPARE_BARS = 10
+"""History read beyond the look-back, so that a symbol with a few missing bars still has its windows."""
+
+CHECK_CONTEXT_BARS = 25
+"""Published bars before a chunk that the checks which look back may see."""
+
+BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)
+
+Fetch = Callable[[Dataset, datetime, datetime], pl.DataFrame]
+
+
+@dataclass(frozen=True)
+class PartitionOutcome:
+    """What became of one partition. `publication` is None when it was blocked, or skipped because nothing had changed."""
+
+    partition_key: str
+    audit: PartitionAudit | None
+    publication: Publication | None
+    rows: pl.DataFrame
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the audit refused it."""
+        return self.audit is not None and self.audit.blocked
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether nothing was written."""
+        return not self.blocked and (self.publication is None or self.publication.rows_published == 0)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What the loops need; `fetch(dataset, start, end)` returns what the sources have for start < event time <= end."""
+
+    catalogue: Catalogue
+    store: PostgresStore
+    ledger: Ledger
+    clock: Clock
+    fetch: Fetch
+
+    def ingest(self, dataset: Dataset, partitions: Sequence[str], run_id: str = "") -> Iterator[PartitionOutcome]:
+        """Fetch, audit and publish partitions of a dataset, in calendar order; outcomes appear chunk by chunk.
+
+        Raises:
+            UnknownPartitionError: A key is not a session of the calendar.
+            MalformedDataError: A source delivered something that is not the declared form; nothing of the chunk was published.
+        """
+        relation = dataset_relation(dataset)
+        for chunk in self._chunks(relation, partitions):
+            start, end = self._range(relation, chunk)
+            rows = self.fetch(dataset, start, end)
+            wanted = calendar(dataset.calendar).session_of(rows["event_timestamp"]).cast(pl.String).is_in(chunk)
+            audit = self._audit_dataset(dataset, rows.filter(wanted).select(list(relation.frame_schema)), chunk, start, end)
+            yield from self._publish(relation, audit, chunk, {}, run_id)
+
+    def materialise(self, view: FeatureView, stream: Stream, partitions: Sequence[str], run_id: str = "") -> Iterator[PartitionOutcome]:
+        """Compute, audit and publish partitions of a stream, in calendar order; a partition whose inputs and code are those of its last
+        publication is skipped.
+
+        Raises:
+            UnknownPartitionError: A key is not a session of the calendar.
+        """
+        relation = stream_relation(view, stream)
+        blocked = {key for name, key in self.ledger.blocked() if name == relation.name}
+        for chunk in self._chunks(relation, partitions):
+            history = self._history_start(view, stream, self._range(relation, chunk)[0])
+            inputs = self._inputs(view, stream, relation, chunk, history)
+            states = self.ledger.partitions(relation.name, chunk)
+            changed = [
+                key
+                for key in chunk
+                if key in blocked
+                or key not in states
+                or (states[key].inputs, states[key].code_version) != (inputs[key], relation.code_version)
+            ]
+            for key in chunk:
+                if key not in changed:
+                    yield PartitionOutcome(key, None, None, pl.DataFrame(schema=relation.frame_schema))
+            if not changed:
+                continue
+            start, end = self._range(relation, changed)
+            rows = self._compute(view, stream, history, start, end)
+            keep = calendar(stream.calendar).session_of(rows["event_timestamp"]).cast(pl.String).is_in(changed)
+            listings = self.catalogue.listings(stream.inputs[0])
+            audit = audit_stream(view, stream, rows.filter(keep), changed, listings=listings, now=self.clock.now())
+            yield from self._publish(relation, audit, changed, inputs, run_id)
+
+    def replay(self, dataset: Dataset, rows: pl.DataFrame, run_id: str = "") -> Iterator[PartitionOutcome]:
+        """Audit quarantined rows of a dataset again, with what is known now, and publish those that pass.
+
+        Args:
+            dataset: Where they belong.
+            rows: Canonical schema without `ingested_at`.
+            run_id: Who asked.
+        """
+        relation = dataset_relation(dataset)
+        partitions = sorted(set(calendar(dataset.calendar).session_of(rows["event_timestamp"]).cast(pl.String)))
+        for chunk in self._chunks(relation, partitions):
+            start, end = self._range(relation, chunk)
+            inside = rows.filter((pl.col("event_timestamp") > start) & (pl.col("event_timestamp") <= end))
+            audit = self._audit_dataset(dataset, inside, chunk, start, end)
+            # The partition's other rows are published already: completeness was judged when they were.
+            forgiven = {key: replace(part, failed=tuple(c for c in part.failed if not c.blocking)) for key, part in audit.partitions.items()}
+            yield from self._publish(relation, replace(audit, partitions=forgiven), chunk, {}, run_id, supersede=False)
+
+    # Chunks ---------------------------------------------------------------------------------------------------------------------------
+
+    def _chunks(self, relation: Relation, partitions: Sequence[str]) -> Iterator[list[str]]:
+        market = calendar(relation.calendar)
+        for key in partitions:
+            if not market.is_session(date.fromisoformat(key)):
+                raise UnknownPartitionError(f"{relation.name}: {key} is no session of calendar {relation.calendar}; nothing was done")
+
+        def anchor(key: str) -> datetime:
+            return relation.timeframe.anchor(market.session(date.fromisoformat(key)).window_end)
+
+        for _, keys in groupby(sorted(set(partitions)), anchor):
+            yield list(keys)
+
+    @staticmethod
+    def _range(relation: Relation, chunk: Sequence[str]) -> tuple[datetime, datetime]:
+        market = calendar(relation.calendar)
+        return market.session(date.fromisoformat(chunk[0])).window_start, market.session(date.fromisoformat(chunk[-1])).window_end
+
+    def _publish(
+        self, relation: Relation, audit: Audit, chunk: Sequence[str], inputs: dict[str, dict[str, int]], run_id: str, *, supersede: bool = True
+    ) -> Iterator[PartitionOutcome]:
+        good = [key for key in chunk if not audit.partitions[key].blocked]
+        published: dict[str, Publication] = {}
+        if good:
+            refused = audit.quarantined.filter(pl.col("partition_key").is_in(good))
+            results = self.store.publish(relation, audit.rows, good, quarantined=refused, inputs=inputs, run_id=run_id, supersede=supersede)
+            published = {publication.partition_key: publication for publication in results}
+        labels = calendar(relation.calendar).session_of(audit.rows["event_timestamp"]).cast(pl.String)
+        for key in chunk:
+            verdict = audit.partitions[key]
+            if verdict.blocked:
+                refused = audit.quarantined.filter(pl.col("partition_key") == key)
+                self.store.block(relation, key, [check.as_dict() for check in verdict.failed], refused, run_id)
+            yield PartitionOutcome(key, verdict, published.get(key), audit.rows.filter(labels == key))
+
+    # Inputs ---------------------------------------------------------------------------------------------------------------------------
+
+    def _audit_dataset(self, dataset: Dataset, rows: pl.DataFrame, chunk: Sequence[str], start: datetime, end: datetime) -> Audit:
+        context = pl.DataFrame(schema=dataset.table.schema)
+        actions = self._actions(dataset.market, end) if dataset.table == CANDLES else pl.DataFrame(schema=CORPORATE_ACTIONS.schema)
+        if dataset.bars:
+            context = self._read(dataset, self._bars_before(dataset.calendar, dataset.timeframe, start, CHECK_CONTEXT_BARS), start)
+        return audit_dataset(
+            dataset, rows, chunk, context=context, actions=actions, listings=self.catalogue.listings(dataset), now=self.clock.now()
+        )
+
+    def _compute(self, view: FeatureView, stream: Stream, history: datetime, start: datetime, end: datetime) -> pl.DataFrame:
+        spine = stream.inputs[0]
+        bars = self._bars(spine, history, end)
+        if view.mart is None:
+            return compute_bars(view, stream, bars, start, end)
+        now = self.clock.now()
+        symbol = next((name for name in BENCHMARKS if name in set(bars["symbol"])), BENCHMARKS[0])
+        instants = calendar(stream.calendar).bar_ends(stream.timeframe, start, min(end, max(start, now)))
+        return compute_snapshots(
+            view, stream, instants, bars.filter(pl.col("symbol") == symbol), self._observations(view), is_substitute=symbol != BENCHMARKS[0]
+        )
+
+    def _bars(self, dataset: Dataset, start: datetime, end: datetime) -> pl.DataFrame:
+        candles = self._read(dataset, start, end)
+        actions = self.store.previous_closes(dataset, self._actions(dataset.market, end))
+        return flag_bars(adjusted_bars(candles, actions), dataset)
+
+    def _observations(self, view: FeatureView) -> pl.DataFrame:
+        series = series_of(view)
+        mapping = pl.DataFrame(
+            [(item.series_id, item.column, item.maximum_age_days) for item in series],
+            schema={"series_id": pl.String, "column": pl.String, "maximum_age_days": pl.Int64},
+            orient="row",
+        )
+        return self._mart(view).join(mapping, on="series_id")
+
+    def _mart(self, view: FeatureView) -> pl.DataFrame:
+        columns = {
+            "series_id": pl.String(), "observation_date": pl.Date(), "event_timestamp": UTC_MICROSECONDS, "known_at": UTC_MICROSECONDS,
+            "value": pl.Float64(), "batch_id": pl.Int64(),
+        }  # fmt: skip
+        if view.mart is None:
+            raise ConfigurationError(f"view {view.name} reads no mart")
+        return self.store.read_mart(view.mart, columns)
+
+    def _actions(self, market: str, end: datetime) -> pl.DataFrame:
+        found = [d for d in self.catalogue.datasets if d.market == market and d.table == CORPORATE_ACTIONS]
+        if not found:
+            return pl.DataFrame(schema=CORPORATE_ACTIONS.schema)
+        return self._read(found[0], BEGINNING, end)
+
+    def _read(self, dataset: Dataset, start: datetime, end: datetime) -> pl.DataFrame:
+        priority = [source.name for source in self.catalogue.sources if dataset in source.datasets]
+        return self.store.read_raw(dataset, start, end, priority=priority)
+
+    def _history_start(self, view: FeatureView, stream: Stream, start: datetime) -> datetime:
+        spine = stream.inputs[0]
+        return self._bars_before(spine.calendar, spine.timeframe, spine.timeframe.anchor(start), view.look_back_bars + SPARE_BARS)
+
+    @staticmethod
+    def _bars_before(calendar_name: str, timeframe: Timeframe, instant: datetime, count: int) -> datetime:
+        market = calendar(calendar_name)
+        span = timeframe.duration * count * 2 + timedelta(days=10)
+        while (ends := market.bar_ends(timeframe, instant - span, instant)).len() < count:
+            if instant - span < BEGINNING + span:
+                return BEGINNING
+            span *= 2
+        return ends[-count] - timedelta(microseconds=1)  # type: ignore[no-any-return]
+
+    def _inputs(
+        self, view: FeatureView, stream: Stream, relation: Relation, chunk: Sequence[str], history: datetime
+    ) -> dict[str, dict[str, int]]:
+        """Per partition: newest publication of each input relation that its computation can see, and newest batch of the mart."""
+        market = calendar(relation.calendar)
+        ends = [market.session(date.fromisoformat(key)).window_end for key in chunk]
+        inputs: dict[str, dict[str, int]] = {key: {} for key in chunk}
+        for dataset in stream.inputs:
+            # Actions are read from the beginning: an old one still scales the forward-adjusted close.
+            since = BEGINNING if dataset.table == CORPORATE_ACTIONS else history
+            name = f"raw.{dataset.name}"
+            for key, newest in zip(chunk, self.ledger.newest_writes(name, since, ends), strict=True):
+                inputs[key][name] = newest
+        if view.mart is not None:
+            batches = self._mart(view).select(pl.max_horizontal("event_timestamp", "known_at").alias("usable"), "batch_id").sort("usable")
+            newest_batch = batches.with_columns(pl.col("batch_id").cum_max())
+            seen = pl.DataFrame({"end": ends}, schema={"end": UTC_MICROSECONDS}).join_asof(
+                newest_batch, left_on="end", right_on="usable", check_sortedness=False
+            )
+            for key, batch in zip(chunk, seen["batch_id"].fill_null(0), strict=True):
+                inputs[key][f"marts.{view.mart}"] = batch
+        return inputs

@@ -1,0 +1,88 @@
+"""Declarations -> pandera schemas: types, NULLs and ranges of a relation's frame.
+
+Checks that need a calendar, another row or another table do not belong here (see `pipeline.market_checks`).
+"""
+
+from collections.abc import Callable
+
+import pandera.polars as pa
+import polars as pl
+
+from featurestore_dagster.model.feature_view import FeatureView, Stream
+from featurestore_dagster.model.raw_table import Dataset
+from featurestore_dagster.model.units import Unit
+from featurestore_dagster.projections.postgres_table import feature_dtype
+from featurestore_dagster.projections.relation import Relation, dataset_relation, stream_relation
+
+RANGE_TOLERANCE = 1e-9
+"""An oscillator may leave its range by a rounding error."""
+
+
+def _predicate(name: str, good: Callable[[pl.Expr], pl.Expr]) -> pa.Check:
+    return pa.Check(lambda data: data.lazyframe.select(good(pl.col(data.key))), name=name, ignore_na=True)
+
+
+FINITE = _predicate("finite", lambda column: column.is_finite())
+POSITIVE = _predicate("positive", lambda column: column > 0)
+NOT_NEGATIVE = _predicate("not_negative", lambda column: column >= 0)
+
+
+def dataset_schema(dataset: Dataset) -> pa.DataFrameSchema:
+    """Schema of a dataset's canonical frame; prices are finite and positive, quantities not negative."""
+    relation = dataset_relation(dataset)
+    checks = {Unit.PRICE: [FINITE, POSITIVE], Unit.QUANTITY: [FINITE, NOT_NEGATIVE], Unit.RATIO: [FINITE, POSITIVE]}
+    declared = {column.name: column for column in dataset.table.all_columns}
+    columns = {}
+    for name, dtype in relation.frame_schema.items():
+        column = declared[name]
+        default = [FINITE] if dtype.is_float() else []
+        columns[name] = pa.Column(dtype, nullable=column.nullable, checks=checks.get(column.unit, default) if column.unit else default)
+    return pa.DataFrameSchema(columns, strict=True, name=relation.name)
+
+
+def stream_schema(view: FeatureView, stream: Stream) -> pa.DataFrameSchema:
+    """Schema of a view's frame; features are finite and inside their declared range, NULL allowed."""
+    relation = stream_relation(view, stream)
+    columns = {
+        name: pa.Column(dtype, nullable=False) for name, dtype in relation.frame_schema.items() if name not in view.feature_names
+    }
+    for feature in view.features:
+        low, high = feature.indicator.minimum, feature.indicator.maximum
+        checks = [FINITE] if feature_dtype(feature.indicator.unit).is_float() else []
+        if low is not None:
+            checks.append(_predicate(f"at_least_{low:g}", lambda column, low=low: column >= low - RANGE_TOLERANCE * max(1, abs(low))))
+        if high is not None:
+            checks.append(_predicate(f"at_most_{high:g}", lambda column, high=high: column <= high + RANGE_TOLERANCE * max(1, abs(high))))
+        columns[feature.name] = pa.Column(feature_dtype(feature.indicator.unit), nullable=True, checks=checks)
+    return pa.DataFrameSchema(columns, strict=True, name=relation.name)
+
+
+def violations(schema: pa.DataFrameSchema, frame: pl.DataFrame) -> tuple[list[str], pl.DataFrame]:
+    """What is wrong with a frame.
+
+    Returns:
+        Structural complaints (missing, extra or retyped columns), and a frame `row` (UInt32, position in `frame`), `reason` (text) with
+        one line per failed value. With a structural complaint the second is empty: the rows cannot be judged.
+    """
+    structure = [f"column {name} is missing" for name in schema.columns if name not in frame.columns]
+    structure += [f"column {name} is not declared" for name in frame.columns if name not in schema.columns]
+    structure += [
+        f"column {name} is {frame.schema[name]}, declared {column.dtype}"
+        for name, column in schema.columns.items()
+        if name in frame.columns and column.dtype is not None and not column.dtype.check(_pandera_type(frame.schema[name]))
+    ]
+    none = pl.DataFrame(schema={"row": pl.UInt32, "reason": pl.String})
+    if structure or frame.is_empty():
+        return structure, none
+    try:
+        schema.validate(frame, lazy=True)
+    except pa.errors.SchemaErrors as errors:
+        cases = errors.failure_cases
+        return [], cases.select(
+            pl.col("index").cast(pl.UInt32).alias("row"), pl.format("{}: {}", pl.col("column"), pl.col("check")).alias("reason")
+        ).unique(maintain_order=True)
+    return [], none
+
+
+def _pandera_type(dtype: pl.DataType) -> object:
+    return pa.Column(dtype).dtype

@@ -1,0 +1,289 @@
+"""Starting a tree, keeping it alive and ending it in order. Asking from outside does not belong here (see `status`)."""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TextIO
+
+from featurestore_dagster.errors import ConfigurationError
+from featurestore_dagster.settings import Settings
+from featurestore_dagster.stores.embedded import EmbeddedServices, processes
+from featurestore_dagster.supervisor import probes, watchdog
+from featurestore_dagster.supervisor.record import (
+    STOP_SECONDS, SUPERVISOR, TOKEN_VARIABLE, RECORD, Record, stop_leftovers, tree_lock, tree_processes
+)
+
+DEFINITIONS_MODULE = "featurestore_dagster.definitions"
+PROJECT = Path(__file__).resolve().parents[2]
+NAMES = ("code-server", "daemon", "webserver")
+COLOURS = {"code-server": 36, "daemon": 35, "webserver": 32, "featurestore": 33}
+START_SECONDS = 120
+RESTARTS = 3
+STEADY_SECONDS = 60
+"""A process that lived this long has earned its restarts back."""
+
+
+def prepare_dagster_home(settings: Settings) -> Path:
+    """Make DAGSTER_HOME and put our `dagster.yaml` into it; a `dagster.yaml` that is not ours is left alone. Returns the folder."""
+    ours = _project_file("dagster.yaml")
+    target = settings.home / "dagster.yaml"
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        mark = ours.read_text().partition("\n")[0]
+        if not target.exists() or target.read_text().startswith(mark):
+            shutil.copyfile(ours, target)
+    except OSError as error:
+        raise ConfigurationError(f"DAGSTER_HOME={settings.home} cannot be written ({error.strerror}); name another folder") from error
+    return settings.home
+
+
+def up(
+    settings: Settings,
+    *,
+    module_name: str = DEFINITIONS_MODULE,
+    read_only: bool = False,
+    on_stores_ready: Callable[[Settings], None] | None = None,
+    output: TextIO | None = None,
+) -> int:
+    """Run the tree in the foreground until a signal ends it. Call it in the main thread.
+
+    Args:
+        settings: Embedded servers are started, external ones are only asked for an answer.
+        module_name: Module that holds Dagster's definitions.
+        read_only: The webserver refuses to launch, cancel or switch anything.
+        on_stores_ready: Called with the connected settings before Dagster starts, for example to apply the schema.
+        output: Where the prefixed log lines go; default: standard output.
+
+    Returns:
+        0 after an orderly end, 1 when a process could not be kept alive.
+
+    Raises:
+        RefusedError: A tree of this data folder runs already.
+        ConfigurationError: A folder cannot be written.
+        StoreUnavailableError: A server does not answer or does not start.
+    """
+    with tree_lock(settings.data_folder):
+        stop_leftovers(settings)
+        return _Supervisor(settings, module_name, output or sys.stdout, read_only=read_only).run(on_stores_ready)
+
+
+@dataclass
+class _Child:
+    name: str
+    process: subprocess.Popen[str]
+    port: int | None
+    started: float
+    pump: threading.Thread
+
+
+class _Supervisor:
+    def __init__(self, settings: Settings, module_name: str, output: TextIO, *, read_only: bool) -> None:
+        self._settings = settings
+        self._module_name = module_name
+        self._output = output
+        self._read_only = read_only
+        self._colour = output.isatty()
+        self._services = EmbeddedServices(settings) if settings.embedded else None
+        self._record = Record(token=secrets.token_hex(16), webserver_host=settings.webserver_host)
+        self._children: dict[str, _Child] = {}
+        self._ports = {"webserver": settings.webserver_port, "code-server": settings.code_server_port}
+        self._failures: dict[str, int] = {}
+        self._ending = threading.Event()
+        self._printing = threading.Lock()
+
+    def run(self, on_stores_ready: Callable[[Settings], None] | None) -> int:
+        # Handlers of ours, not the inherited "ignored" of a background job: children get the default back at exec, and so can be ended.
+        previous = {number: signal.signal(number, self._request_end) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, previous)
+        self._record.add(SUPERVISOR, os.getpid())
+        self._record.write(self._settings.data_folder)
+        watchdog = self._start_watchdog()
+        try:
+            self._say("starting")
+            self._start_stores()
+            prepare_dagster_home(self._settings)
+            if on_stores_ready:
+                on_stores_ready(self._settings)
+            if not all(self._start_and_await(name) for name in NAMES):
+                return 0 if self._ending.is_set() else 1
+            self._say(f"ready: {_url(self._settings.webserver_host, self._ports['webserver'])} (Ctrl-C stops everything)")
+            while not self._ending.wait(0.5):
+                if not self._keep_alive():
+                    return 1
+            return 0
+        finally:
+            self._end()
+            if watchdog.stdin:
+                with suppress(OSError):
+                    watchdog.stdin.write("done")
+                    watchdog.stdin.close()
+            watchdog.wait()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _request_end(self, number: int, _frame: object) -> None:
+        self._ending.set()
+
+    def _start_watchdog(self) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", __name__, self._record.token]
+        environment = os.environ | {Settings.variable("data_folder"): str(self._settings.data_folder)}
+        return subprocess.Popen(  # noqa: S603 - our own list, no shell
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment, start_new_session=True
+        )
+
+    def _start_stores(self) -> None:
+        if self._services:
+            self._settings = self._services.start()
+            self._say(f"embedded servers ready after {self._services.started.seconds:.1f} s")
+        else:
+            _check_external(self._settings)
+
+    def _command(self, name: str, port: int | None) -> list[str]:
+        workspace = ["-w", str(_project_file("workspace.yaml"))]
+        if name == "daemon":
+            return [sys.executable, "-m", "dagster._daemon", "run", *workspace]
+        if name == "webserver":
+            read_only = ["--read-only"] if self._read_only else []
+            return [sys.executable, "-m", "dagster_webserver", "-h", self._settings.webserver_host, "-p", str(port), *workspace, *read_only]
+        server = ["api", "grpc", "-h", self._settings.code_server_host, "-p", str(port), "-m", self._module_name]
+        return [sys.executable, "-m", "dagster", *server, "--use-python-environment-entry-point", "--location-name", "featurestore"]
+
+    def _start(self, name: str) -> None:
+        port = None
+        if name in self._ports:
+            host = self._settings.webserver_host if name == "webserver" else self._settings.code_server_host
+            wanted, port = self._ports[name], processes.free_port(self._ports[name], host)
+            if wanted not in (0, port):
+                self._say(f"port {wanted} is taken: the {name} listens on {port}")
+            self._ports[name] = port
+        ports = {
+            "FEATURESTORE_WEBSERVER_PORT": str(self._ports["webserver"]),
+            "FEATURESTORE_CODE_SERVER_PORT": str(self._ports["code-server"]),
+        }
+        environment = self._settings.child_environment() | ports | {TOKEN_VARIABLE: self._record.token, "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(  # noqa: S603 - our own list, no shell
+            self._command(name, port),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=environment,
+            process_group=0,  # a Ctrl-C of the terminal reaches the supervisor alone, which ends the others in order
+        )
+        assert process.stdout is not None  # noqa: S101 - for the type checker: stdout is a pipe
+        pump = threading.Thread(target=self._pump, args=(name, process.stdout), daemon=True)
+        pump.start()
+        self._children[name] = _Child(name, process, port, time.monotonic(), pump)
+        self._record.add(name, process.pid, port)
+        self._record.write(self._settings.data_folder)
+
+    def _pump(self, name: str, lines: IO[str]) -> None:
+        with lines:
+            for line in lines:
+                self._say(line.rstrip("\n"), name)
+
+    def _say(self, text: str, name: str = "featurestore") -> None:
+        prefix = f"{name:<12} | "
+        if self._colour:
+            prefix = f"\x1b[{COLOURS[name]}m{prefix}\x1b[0m"
+        with self._printing, suppress(OSError, ValueError):  # whoever read our output may be gone: that is no reason to end the tree
+            self._output.write(f"{prefix}{text}\n")
+            self._output.flush()
+
+    def _start_and_await(self, name: str) -> bool:
+        """Start a process and wait until it answers; restart it when it dies meanwhile. False when it cannot be, or the end was requested."""
+        self._start(name)
+        deadline = time.monotonic() + START_SECONDS
+        while not self._ending.is_set():
+            child = self._children[name]
+            if child.process.poll() is not None:
+                if not self._restart(child):
+                    return False
+            elif self._ready(child):
+                return True
+            elif time.monotonic() > deadline:
+                self._say(f"the {name} does not answer after {START_SECONDS} s")
+                return False
+            self._ending.wait(0.1)
+        return False
+
+    def _ready(self, child: _Child) -> bool:
+        if child.name == "code-server":
+            return _speaks_http2(self._settings.code_server_host, child.port or 0)
+        if child.name == "webserver":
+            host, port = self._settings.webserver_host, child.port or 0
+            if not _server_info(host, port):
+                return False
+            for problem in _location_problems(host, port):
+                self._say(f"the definitions do not load: {problem}")
+            return True
+        return True  # the daemon says nothing by itself: `status` reads the age of its heartbeat
+
+    def _keep_alive(self) -> bool:
+        if self._services and not all(server.running for server in self._services.status()):
+            self._say("an embedded server ended: starting it again")
+            connected = self._services.start()
+            if (connected.postgres, connected.redis) != (self._settings.postgres, self._settings.redis):
+                for child in self._children.values():
+                    child.process.terminate()  # it restarts with the new connections
+            self._settings = connected
+        return all(self._restart(child) for child in list(self._children.values()) if child.process.poll() is not None)
+
+    def _restart(self, child: _Child) -> bool:
+        """Start a dead process again after a pause that doubles; False when it died too often, or the end was requested."""
+        if time.monotonic() - child.started > STEADY_SECONDS:
+            self._failures[child.name] = 0
+        failures = self._failures[child.name] = self._failures.get(child.name, 0) + 1
+        child.pump.join(timeout=2)
+        if failures > RESTARTS:
+            self._say(
+                f"the {child.name} ended {failures} times (last exit code {child.process.returncode}): giving up; its last lines say why"
+            )
+            return False
+        pause = 2.0 ** (failures - 1)
+        self._say(f"the {child.name} ended with exit code {child.process.returncode}: starting it again in {pause:.0f} s")
+        if self._ending.wait(pause):
+            return True
+        self._start(child.name)
+        return True
+
+    def _end(self) -> None:
+        """First who launches runs, then who executes them, then the servers that both write to."""
+        self._say("stopping")
+        for names in (("daemon", "webserver"), ("code-server",)):
+            chosen = [self._children[name].process for name in names if name in self._children]
+            for process in chosen:
+                _signal_group(process.pid, signal.SIGTERM)
+            processes.wait_until(lambda waited=chosen: all(process.poll() is not None for process in waited), STOP_SECONDS)  # type: ignore[misc]
+        processes.stop({process: [] for process in tree_processes(self._record.token)})
+        for child in self._children.values():
+            child.process.wait()
+            child.pump.join(timeout=2)
+        if self._services:
+            self._services.stop()
+        (self._settings.data_folder / RECORD).unlink(missing_ok=True)
+        self._say("stopped")
+
+
+def _signal_group(process_id: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process_id, number)
+
+
+def _project_file(name: str) -> Path:
+    path = PROJECT / name
+    if not path.is_file():
+        raise ConfigurationError(f"{path} is missing: `featurestore up` runs from a checkout, or from the image that the Dockerfile makes")
+    return path
+
+
