@@ -180,10 +180,8 @@ class MarketCalendar:
         Raises:
             UnknownPartitionError: The instant is outside the calendar's range.
         """
-        at = _microseconds(instant)
-        self._position(at)
-        opens, closes, _ = self._trading
-        return at < closes[bisect_right(opens, at) - 1]
+        traded, most = self._traded(instant)
+        return traded < most
 
     def open_time(self, start: datetime, end: datetime) -> timedelta:
         """Time for which the market was open between two instants: the age at `end` of what happened at `start`.
@@ -191,13 +189,7 @@ class MarketCalendar:
         Raises:
             UnknownPartitionError: An instant outside the calendar's range.
         """
-        opens, closes, before = self._trading
-        traded = []
-        for at in (_microseconds(start), _microseconds(end)):
-            self._position(at)
-            segment = bisect_right(opens, at) - 1
-            traded.append(before[segment] + min(at, closes[segment]) - opens[segment])
-        return timedelta(microseconds=traded[1] - traded[0])
+        return timedelta(microseconds=min(self._traded(end)) - min(self._traded(start)))
 
     def open_microseconds(self, instants: pl.Series) -> pl.Series:
         """Time for which the market was open from the calendar's start to each instant; the age of x at y is the difference of theirs.
@@ -214,11 +206,7 @@ class MarketCalendar:
         """
         self._require_covered(instants)
         segment = self._segments["opens"].search_sorted(instants, side="right") - 1
-        # Within a segment the result is the instant less a constant, and at most what was traded up to the segment's end.
-        shift = _lookup(self._segments["opens"].to_physical() - self._segments["before"], segment, instants)
-        most = _lookup(
-            self._segments["before"] + self._segments["closes"].to_physical() - self._segments["opens"].to_physical(), segment, instants
-        )
+        shift, most = (_lookup(self._segments[column], segment, instants) for column in ("shift", "most"))
         return pl.select(pl.min_horizontal(instants.to_physical() - shift, most)).to_series().rename(instants.name)
 
     @cached_property
@@ -230,8 +218,9 @@ class MarketCalendar:
         return {label: position for position, label in enumerate(self._labels)}
 
     @cached_property
-    def _window_ends(self) -> list[int]:
-        return self.table["window_end"].to_physical().to_list()
+    def _window_bounds(self) -> list[int]:
+        """Start of the first window, then the end of each."""
+        return [_microseconds(self.table["window_start"][0]), *self.table["window_end"].to_physical()]
 
     @cached_property
     def _hours(self) -> list[tuple[int, int, int | None, int | None]]:
@@ -239,19 +228,30 @@ class MarketCalendar:
 
     @cached_property
     def _segments(self) -> pl.DataFrame:
-        """Uninterrupted trading, ascending: opens, closes and the microseconds traded before; first an empty one at the range's start."""
+        """Uninterrupted trading by `opens`, ascending; first an empty segment at the range's start.
+
+        Open time at an instant of the segment is the instant less `shift`, and after its end `most` (microseconds).
+        """
         nothing = self.table.head(1).select(opens="window_start", closes="window_start")
         until_break = self.table.select("opens", closes=pl.coalesce("break_start", "closes"))
         after_break = self.table.drop_nulls("break_start").select(opens="break_end", closes="closes")
         segments = pl.concat([nothing, until_break, after_break]).sort("opens", "closes")
-        traded = pl.col("closes").to_physical() - pl.col("opens").to_physical()
-        return segments.with_columns(before=traded.cum_sum() - traded)
+        closes, most = pl.col("closes").to_physical(), (pl.col("closes") - pl.col("opens")).to_physical().cum_sum()
+        return segments.select("opens", shift=closes - most, most=most)
 
     @cached_property
-    def _trading(self) -> tuple[list[int], list[int], list[int]]:
-        """`_segments` for one instant at a time: a bisection of lists takes microseconds, a Polars call a millisecond."""
-        opens, closes, before = self._segments.select(pl.all().to_physical()).get_columns()
-        return opens.to_list(), closes.to_list(), before.to_list()
+    def _segment_lists(self) -> tuple[list[int], list[int], list[int]]:
+        """`_segments` for one instant at a time: bisecting a list takes microseconds, a Polars call a millisecond."""
+        opens, shift, most = self._segments.select(pl.all().to_physical()).get_columns()
+        return opens.to_list(), shift.to_list(), most.to_list()
+
+    def _traded(self, instant: datetime) -> tuple[int, int]:
+        """Open time at the instant if its segment were endless, and at its segment's end; the smaller one is the open time."""
+        at = _microseconds(instant)
+        self._position(at)
+        opens, shift, most = self._segment_lists
+        segment = bisect_right(opens, at) - 1
+        return at - shift[segment], most[segment]
 
     def _bar_ends(self, timeframe: Timeframe, position: int) -> list[int]:
         """Bar ends of one session, ascending microseconds."""
@@ -271,10 +271,10 @@ class MarketCalendar:
 
     def _position(self, instant: int) -> int:
         """Row of the session that owns the instant (microseconds)."""
-        position = bisect_left(self._window_ends, instant)
-        if position == len(self._window_ends) or instant < _microseconds(self.table["window_start"][0]):
+        bounds = self._window_bounds
+        if not bounds[0] <= instant <= bounds[-1]:
             raise self._uncovered(_instant(instant))
-        return position
+        return max(bisect_left(bounds, instant) - 1, 0)
 
     def _require_covered(self, instants: pl.Series) -> None:
         if instants.dtype != UTC_MICROSECONDS:

@@ -32,7 +32,7 @@ def annualised_volatility(prices: pl.Expr, sessions_per_year: int) -> pl.Expr:
     unit=Unit.FRACTION,
     formula="std(ret_1, n, ddof 1), per bar, not annualised",
     inputs=("close",),
-    oracle="TA-Lib STDDEV * sqrt(n / (n-1))",
+    oracle="numpy (TA-Lib STDDEV cancels)",
     first=lambda n: n,
     minimum=0,
 )

@@ -86,17 +86,23 @@ def tree_processes(token: str) -> list[psutil.Process]:
     return found
 
 
-def stop_leftovers(settings: Settings) -> bool:
-    """End what is left of a tree whose supervisor is gone, then the embedded servers. Needs the lock. False when nothing was left."""
-    token = Record.read(settings.data_folder).token
+def stop_orphans(data_folder: Path) -> bool:
+    """End the processes of a tree whose supervisor is gone. Needs the lock. False when there were none."""
+    token = Record.read(data_folder).token
     orphans = tree_processes(token) if token else []
     processes.stop({process: [signal.SIGTERM] for process in orphans}, patience_seconds=STOP_SECONDS)
-    services = EmbeddedServices(settings) if settings.embedded else None
-    serving = services is not None and any(server.running for server in services.status())
-    if services and serving:
+    (data_folder / RECORD).unlink(missing_ok=True)
+    return bool(orphans)
+
+
+def stop_leftovers(settings: Settings) -> bool:
+    """End what is left of a tree, then the embedded servers, whoever started them. Needs the lock. False when nothing was left."""
+    found = stop_orphans(settings.data_folder)
+    if settings.embedded:
+        services = EmbeddedServices(settings)
+        found |= any(server.running for server in services.status())
         services.stop()
-    (settings.data_folder / RECORD).unlink(missing_ok=True)
-    return bool(orphans or serving)
+    return found
 
 
 @contextmanager

@@ -79,7 +79,9 @@ def down(settings: Settings) -> bool:
 
 def _stores(settings: Settings) -> list[ProcessStatus]:
     if settings.embedded:
-        return [ProcessStatus(server.name, server.process_id, server.port, server.running) for server in EmbeddedServices(settings).status()]
+        return [
+            ProcessStatus(server.name, server.process_id, server.port, server.running) for server in EmbeddedServices(settings).status()
+        ]
     postgres_ready = redis_ready = False
     with suppress(StoreUnavailableError):
         postgres_ready = probes.postgres_answers(settings, settings.postgres.database)

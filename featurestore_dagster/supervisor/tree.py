@@ -1,6 +1,7 @@
 """Starting a tree, keeping it alive and ending it in order. Asking from outside does not belong here (see `status`)."""
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -8,9 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TextIO
 
@@ -19,14 +21,24 @@ from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.embedded import EmbeddedServices, processes
 from featurestore_dagster.supervisor import probes, watchdog
 from featurestore_dagster.supervisor.record import (
-    STOP_SECONDS, SUPERVISOR, TOKEN_VARIABLE, RECORD, Record, stop_leftovers, tree_lock, tree_processes
+    RECORD,
+    STOP_SECONDS,
+    SUPERVISOR,
+    TOKEN_VARIABLE,
+    Record,
+    stop_orphans,
+    tree_lock,
+    tree_processes,
 )
 
 DEFINITIONS_MODULE = "featurestore_dagster.definitions"
 PROJECT = Path(__file__).resolve().parents[2]
 NAMES = ("code-server", "daemon", "webserver")
 COLOURS = {"code-server": 36, "daemon": 35, "webserver": 32, "featurestore": 33}
+COLOUR_CODE = re.compile(r"\x1b\[[0-9;]*m")
+"""Dagster colours its lines even when nobody sees colours."""
 START_SECONDS = 120
+POLL_SECONDS = 0.5
 RESTARTS = 3
 STEADY_SECONDS = 60
 """A process that lived this long has earned its restarts back."""
@@ -72,7 +84,7 @@ def up(
         StoreUnavailableError: A server does not answer or does not start.
     """
     with tree_lock(settings.data_folder):
-        stop_leftovers(settings)
+        stop_orphans(settings.data_folder)
         return _Supervisor(settings, module_name, output or sys.stdout, read_only=read_only).run(on_stores_ready)
 
 
@@ -80,7 +92,6 @@ def up(
 class _Child:
     name: str
     process: subprocess.Popen[str]
-    port: int | None
     started: float
     pump: threading.Thread
 
@@ -102,50 +113,66 @@ class _Supervisor:
 
     def run(self, on_stores_ready: Callable[[Settings], None] | None) -> int:
         # Handlers of ours, not the inherited "ignored" of a background job: children get the default back at exec, and so can be ended.
-        previous = {number: signal.signal(number, self._request_end) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]  # nohup means what it says
+        previous = {number: signal.signal(number, self._request_end) for number in (signal.SIGINT, signal.SIGTERM, *hang_up)}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, previous)
         self._record.add(SUPERVISOR, os.getpid())
         self._record.write(self._settings.data_folder)
-        watchdog = self._start_watchdog()
         try:
-            self._say("starting")
-            self._start_stores()
-            prepare_dagster_home(self._settings)
-            if on_stores_ready:
-                on_stores_ready(self._settings)
-            if not all(self._start_and_await(name) for name in NAMES):
-                return 0 if self._ending.is_set() else 1
-            self._say(f"ready: {_url(self._settings.webserver_host, self._ports['webserver'])} (Ctrl-C stops everything)")
-            while not self._ending.wait(0.5):
-                if not self._keep_alive():
-                    return 1
-            return 0
+            with self._watched():
+                try:
+                    return self._run(on_stores_ready)
+                finally:
+                    self._end()
         finally:
-            self._end()
-            if watchdog.stdin:
-                with suppress(OSError):
-                    watchdog.stdin.write("done")
-                    watchdog.stdin.close()
-            watchdog.wait()
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _request_end(self, number: int, _frame: object) -> None:
+    def _run(self, on_stores_ready: Callable[[Settings], None] | None) -> int:
+        self._say("starting")
+        self._start_stores()
+        prepare_dagster_home(self._settings)
+        if on_stores_ready:
+            on_stores_ready(self._settings)
+        if not all(self._start_and_await(name) for name in NAMES):
+            return 0 if self._ending.is_set() else 1
+        self._say(f"ready: {self._webserver().url} (Ctrl-C stops everything)")
+        while not self._ending.wait(POLL_SECONDS):
+            if not self._keep_alive():
+                return 1
+        return 0
+
+    def _request_end(self, _number: int, _frame: object) -> None:
         self._ending.set()
 
-    def _start_watchdog(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", __name__, self._record.token]
-        environment = os.environ | {Settings.variable("data_folder"): str(self._settings.data_folder)}
-        return subprocess.Popen(  # noqa: S603 - our own list, no shell
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment, start_new_session=True
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """A watchdog, in a session of its own, reads a pipe that ends with us; when all is well it hears a farewell first."""
+        arguments = [str(self._settings.data_folder), str(self._settings.services), self._record.token]
+        process = subprocess.Popen(  # noqa: S603 - our own list, no shell
+            [sys.executable, "-c", watchdog.PROGRAM, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
         )
+        try:
+            yield
+        finally:
+            with suppress(BrokenPipeError):
+                process.communicate(watchdog.FAREWELL)
 
     def _start_stores(self) -> None:
         if self._services:
             self._settings = self._services.start()
             self._say(f"embedded servers ready after {self._services.started.seconds:.1f} s")
         else:
-            _check_external(self._settings)
+            for database in (self._settings.postgres.database, self._settings.postgres.dagster_database):
+                probes.postgres_answers(self._settings, database)
+            probes.redis_answers(self._settings)
+
+    def _webserver(self) -> probes.Webserver:
+        return probes.Webserver(self._settings.webserver_host, self._ports["webserver"])
 
     def _command(self, name: str, port: int | None) -> list[str]:
         workspace = ["-w", str(_project_file("workspace.yaml"))]
@@ -155,7 +182,7 @@ class _Supervisor:
             read_only = ["--read-only"] if self._read_only else []
             return [sys.executable, "-m", "dagster_webserver", "-h", self._settings.webserver_host, "-p", str(port), *workspace, *read_only]
         server = ["api", "grpc", "-h", self._settings.code_server_host, "-p", str(port), "-m", self._module_name]
-        return [sys.executable, "-m", "dagster", *server, "--use-python-environment-entry-point", "--location-name", "featurestore"]
+        return [sys.executable, "-m", "dagster", *server, "--use-python-environment-entry-point"]
 
     def _start(self, name: str) -> None:
         port = None
@@ -164,6 +191,10 @@ class _Supervisor:
             wanted, port = self._ports[name], processes.free_port(self._ports[name], host)
             if wanted not in (0, port):
                 self._say(f"port {wanted} is taken: the {name} listens on {port}")
+                if name == "code-server":
+                    for client in ("daemon", "webserver"):
+                        if client in self._children:
+                            self._children[client].process.terminate()  # it comes back with the new port
             self._ports[name] = port
         ports = {
             "FEATURESTORE_WEBSERVER_PORT": str(self._ports["webserver"]),
@@ -183,14 +214,14 @@ class _Supervisor:
         assert process.stdout is not None  # noqa: S101 - for the type checker: stdout is a pipe
         pump = threading.Thread(target=self._pump, args=(name, process.stdout), daemon=True)
         pump.start()
-        self._children[name] = _Child(name, process, port, time.monotonic(), pump)
+        self._children[name] = _Child(name, process, time.monotonic(), pump)
         self._record.add(name, process.pid, port)
         self._record.write(self._settings.data_folder)
 
     def _pump(self, name: str, lines: IO[str]) -> None:
         with lines:
             for line in lines:
-                self._say(line.rstrip("\n"), name)
+                self._say(line.rstrip("\n") if self._colour else COLOUR_CODE.sub("", line.rstrip("\n")), name)
 
     def _say(self, text: str, name: str = "featurestore") -> None:
         prefix = f"{name:<12} | "
@@ -201,42 +232,40 @@ class _Supervisor:
             self._output.flush()
 
     def _start_and_await(self, name: str) -> bool:
-        """Start a process and wait until it answers; restart it when it dies meanwhile. False when it cannot be, or the end was requested."""
+        """Start a process and wait until it answers; False when it ends before, takes too long, or the end was requested."""
         self._start(name)
-        deadline = time.monotonic() + START_SECONDS
-        while not self._ending.is_set():
-            child = self._children[name]
+        child, deadline = self._children[name], time.monotonic() + START_SECONDS
+        while not self._ending.wait(0.1):
             if child.process.poll() is not None:
-                if not self._restart(child):
-                    return False
-            elif self._ready(child):
+                child.pump.join(timeout=2)
+                self._say(f"the {name} does not start (exit code {child.process.returncode}); its last lines say why")
+                return False
+            if self._ready(name):
                 return True
-            elif time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 self._say(f"the {name} does not answer after {START_SECONDS} s")
                 return False
-            self._ending.wait(0.1)
         return False
 
-    def _ready(self, child: _Child) -> bool:
-        if child.name == "code-server":
-            return _speaks_http2(self._settings.code_server_host, child.port or 0)
-        if child.name == "webserver":
-            host, port = self._settings.webserver_host, child.port or 0
-            if not _server_info(host, port):
+    def _ready(self, name: str) -> bool:
+        if name == "code-server":
+            return probes.speaks_http2(self._settings.code_server_host, self._ports[name])
+        if name == "webserver":
+            webserver = self._webserver()
+            if not webserver.answers():
                 return False
-            for problem in _location_problems(host, port):
+            for problem in webserver.location_problems():
                 self._say(f"the definitions do not load: {problem}")
-            return True
         return True  # the daemon says nothing by itself: `status` reads the age of its heartbeat
 
     def _keep_alive(self) -> bool:
+        """Start again what ended; False when that is hopeless."""
         if self._services and not all(server.running for server in self._services.status()):
             self._say("an embedded server ended: starting it again")
-            connected = self._services.start()
-            if (connected.postgres, connected.redis) != (self._settings.postgres, self._settings.redis):
+            known, self._settings = self._settings, self._services.start()
+            if (known.postgres, known.redis) != (self._settings.postgres, self._settings.redis):
                 for child in self._children.values():
-                    child.process.terminate()  # it restarts with the new connections
-            self._settings = connected
+                    child.process.terminate()  # it comes back with the new connections
         return all(self._restart(child) for child in list(self._children.values()) if child.process.poll() is not None)
 
     def _restart(self, child: _Child) -> bool:
@@ -263,8 +292,9 @@ class _Supervisor:
         for names in (("daemon", "webserver"), ("code-server",)):
             chosen = [self._children[name].process for name in names if name in self._children]
             for process in chosen:
-                _signal_group(process.pid, signal.SIGTERM)
-            processes.wait_until(lambda waited=chosen: all(process.poll() is not None for process in waited), STOP_SECONDS)  # type: ignore[misc]
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
+            processes.wait_until(partial(_all_ended, chosen), STOP_SECONDS)
         processes.stop({process: [] for process in tree_processes(self._record.token)})
         for child in self._children.values():
             child.process.wait()
@@ -275,9 +305,8 @@ class _Supervisor:
         self._say("stopped")
 
 
-def _signal_group(process_id: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process_id, number)
+def _all_ended(children: list[subprocess.Popen[str]]) -> bool:
+    return all(child.poll() is not None for child in children)
 
 
 def _project_file(name: str) -> Path:
@@ -285,5 +314,3 @@ def _project_file(name: str) -> Path:
     if not path.is_file():
         raise ConfigurationError(f"{path} is missing: `featurestore up` runs from a checkout, or from the image that the Dockerfile makes")
     return path
-
-

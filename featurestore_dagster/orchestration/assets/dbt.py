@@ -5,16 +5,16 @@ before it tests it. `import dagster_dbt` costs as much as the rest of the code l
 manifest here and dagster_dbt is imported by the step only; a contract test holds both to the same keys and checks.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,38 +49,15 @@ class DbtRunner:
     settings: Settings
     project_dir: Path
 
-    def manifest_folder(self) -> Path:
-        """Folder with dbt's manifest of the project as it is now; parsed on first need, then found by content.
+    def manifest(self) -> dict[str, Any]:
+        """What dbt knows of the project as it is now: parsed on first need, then found by the content of the project's files.
 
-        It lies in the project's folder `target`, or in the data folder where the project is read-only. Needs no server.
+        It is kept in the project's folder `target`, or in the data folder where the project is read-only. Needs no server.
 
         Raises:
-            ConfigurationError: The project is missing or does not parse; the message is dbt's.
+            ConfigurationError: The project is missing or does not parse (the message is dbt's), or neither folder can be written.
         """
-        if not (self.project_dir / "dbt_project.yml").is_file():
-            raise ConfigurationError(f"{self.project_dir} holds no dbt_project.yml; it is the folder dbt_project of the repository")
-        name = self._content_hash()
-        homes = (self.project_dir / "target", self.settings.data_folder / "dbt")
-        for home in homes:
-            if (home / name / "manifest.json").is_file():
-                return home / name
-        return self._parse(_first_writable(homes) / name)
-
-    def _parse(self, folder: Path) -> Path:
-        with tempfile.TemporaryDirectory(prefix="parse-", dir=folder.parent) as parsing:
-            parsed = Path(parsing) / folder.name
-            command = [*DBT, "--quiet", "parse", *self._options(parsed)]
-            done = subprocess.run(command, cwd=self.project_dir, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
-            if done.returncode:
-                raise ConfigurationError(f"dbt cannot parse {self.project_dir}: {done.stdout.strip()} {done.stderr.strip()}")
-            # Another process may have been quicker with the same content; either result will do.
-            if not folder.exists():
-                shutil.move(parsed, folder)
-        return folder
-
-    def manifest(self) -> dict[str, Any]:
-        """Manifest, as dbt writes it, of the project, see `manifest_folder`."""
-        manifest: dict[str, Any] = json.loads((self.manifest_folder() / "manifest.json").read_bytes())
+        manifest: dict[str, Any] = json.loads((self._parsed_folder() / "manifest.json").read_bytes())
         return manifest
 
     def build(self, context: dg.AssetExecutionContext) -> Iterator[dg.Output[None] | dg.AssetCheckResult]:
@@ -97,7 +74,7 @@ class DbtRunner:
             pass  # dbt would wrap an unreachable server into text
         with tempfile.TemporaryDirectory(prefix="featurestore-dbt-") as folder:
             target = Path(folder)
-            shutil.copy(self.manifest_folder() / PARTIAL_PARSE, target)
+            shutil.copy(self._parsed_folder() / PARTIAL_PARSE, target)  # spares a parse if the connection is still the same
             translator = DagsterDbtTranslator()
             invocation = DbtCliInvocation.run(
                 args=[*DBT, "--log-format", "json", "build", *self._options(target)],
@@ -119,7 +96,9 @@ class DbtRunner:
                 manifest = invocation.get_artifact("manifest.json")
                 for event in message.to_default_asset_events(manifest, translator, context, target):
                     if isinstance(event, dg.Output):
-                        yield event.with_metadata({**event.metadata, **_row_count(message)})
+                        # The definition's column schema has the descriptions too, and the contract holds the types to it.
+                        metadata = {name: value for name, value in event.metadata.items() if name != "dagster/column_schema"}
+                        yield event.with_metadata({**metadata, **_row_count(message)})
                     elif isinstance(event, dg.AssetCheckResult) and event.passed:
                         yield event
                     elif isinstance(event, dg.AssetCheckResult):
@@ -131,6 +110,28 @@ class DbtRunner:
             error = invocation.get_error()
             if error is not None:
                 raise error
+
+    def _parsed_folder(self) -> Path:
+        if not (self.project_dir / "dbt_project.yml").is_file():
+            raise ConfigurationError(f"{self.project_dir} holds no dbt_project.yml; it is the folder dbt_project of the repository")
+        homes = (self.project_dir / "target", self.settings.data_folder / "dbt")
+        name = self._content_hash()
+        for home in homes:
+            if (home / name).is_dir():
+                return home / name
+        with _scratch_folder(homes) as scratch:
+            parsed, kept = Path(scratch) / name, Path(scratch).parent / name
+            command = [*DBT, "--quiet", "parse", *self._options(parsed)]
+            done = subprocess.run(command, cwd=self.project_dir, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
+            if done.returncode:
+                raise ConfigurationError(f"dbt cannot parse {self.project_dir}: {done.stdout.strip()} {done.stderr.strip()}")
+            try:
+                parsed.rename(kept)
+            except OSError:
+                # Another process was quicker with the same content: its result serves as well.
+                if not kept.is_dir():
+                    raise
+        return kept
 
     def _options(self, target: Path) -> list[str]:
         folders = {"--project-dir": self.project_dir, "--profiles-dir": self.project_dir, "--target-path": target, "--log-path": target}
@@ -181,6 +182,15 @@ def build_dbt_assets(runner: DbtRunner) -> dg.AssetsDefinition:
         yield from dbt.build(context)
 
     return dbt_build
+
+
+def _scratch_folder(homes: Iterable[Path]) -> tempfile.TemporaryDirectory[str]:
+    """A new folder in the first of `homes` that can be written."""
+    for home in homes:
+        with contextlib.suppress(OSError):
+            home.mkdir(parents=True, exist_ok=True)
+            return tempfile.TemporaryDirectory(prefix="parse-", dir=home)
+    raise ConfigurationError(f"cannot write to {' or '.join(map(str, homes))}; set FEATURESTORE_DATA_FOLDER to a folder that can be written")
 
 
 def _asset_spec(manifest: Mapping[str, Any], model: Mapping[str, Any]) -> dg.AssetSpec:

@@ -186,7 +186,7 @@ def _clear_leftovers(folder: Path) -> None:
     orphans = [process for process in processes.named("postgres") if any(name in part for part in processes.command_line(process))]
     if orphans:
         logger.warning("ending %d orphaned processes of %s", len(orphans), folder)
-        processes.stop({process: [signal.SIGQUIT] for process in orphans})
+        processes.stop({process: [signal.SIGQUIT] for process in orphans}, patience_seconds=1)
     pid_file = folder / "postmaster.pid"
     with suppress(OSError, ValueError, IndexError):
         if processes.process_with(int(pid_file.read_text().split()[0]), "postgres") is None:

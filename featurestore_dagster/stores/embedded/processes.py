@@ -24,6 +24,8 @@ LOOPBACK = "127.0.0.1"
 LAUNCHER = Path(__file__).with_name("launch.py")
 UNPRIVILEGED_ACCOUNTS = ("postgres", "nobody", "daemon")
 POLL_SECONDS = 0.01
+CLEAN_ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+"""What the servers see: no PG*, LD_* or anything else that would bend them."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,6 @@ def _launch_prefix(account: Account | None, command: Sequence[str], folder: Path
     return prefix
 
 
-def _clean_environment() -> dict[str, str]:
-    """Without PG*, LD_* and the like: only what finds programs and temporary folders."""
-    return {"LC_ALL": "C.UTF-8", "TZ": "UTC"} | {name: os.environ[name] for name in ("PATH", "TMPDIR") if name in os.environ}
-
-
 def run(command: Sequence[str], *, account: Account | None, folder: Path, input_text: str = "", timeout_seconds: float = 60) -> str:
     """Run a server's tool to its end as `account` and return what it printed.
 
@@ -106,7 +103,7 @@ def run(command: Sequence[str], *, account: Account | None, folder: Path, input_
     launched = [*_launch_prefix(account, command, folder), "--", *command]
     try:
         done = subprocess.run(  # noqa: S603 - our own list, no shell
-            launched, input=input_text, capture_output=True, text=True, timeout=timeout_seconds, env=_clean_environment(), check=True
+            launched, input=input_text, capture_output=True, text=True, timeout=timeout_seconds, env=CLEAN_ENVIRONMENT, check=True
         )
     except subprocess.SubprocessError as error:
         said = "".join(part for part in (getattr(error, "stdout", ""), getattr(error, "stderr", "")) if isinstance(part, str))
@@ -131,7 +128,7 @@ def start_detached(command: Sequence[str], *, account: Account | None, folder: P
             capture_output=True,
             text=True,
             timeout=20,
-            env=_clean_environment(),
+            env=CLEAN_ENVIRONMENT,
             check=False,
         )
     finally:

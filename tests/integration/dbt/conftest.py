@@ -1,16 +1,14 @@
-"""A database with the raw tables, the dbt project over it, and a way to publish macro rows and run the build in Dagster."""
+"""A database with the raw tables, the dbt project over it, and a way to add macro rows and run the build in Dagster."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import polars as pl
-import psycopg
 import pytest
+from psycopg import sql
 
 from featurestore_dagster.features.raw_tables import DATASETS, MACRO_OBSERVATIONS, RAW_TABLES
 from featurestore_dagster.model.catalogue import Catalogue
@@ -20,8 +18,8 @@ from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.postgres.connection import connect, read_frame
 from featurestore_dagster.stores.postgres.schema import ensure_yearly_partitions, statements
 
-PROJECT_DIR = Path(__file__).parents[3] / "dbt_project"
-RAW_CATALOGUE = Catalogue((), RAW_TABLES, DATASETS, (), (), ())
+REPOSITORY = Path(__file__).parents[3]
+PARTITION = "2018-01-03"
 
 
 @dataclass
@@ -30,54 +28,60 @@ class MacroDatabase:
 
     settings: Settings
     runner: DbtRunner
-    downstream_runs: list[str] = field(default_factory=list)
+    views_run: list[str] = field(default_factory=list)
 
-    def insert(self, series_id: str, observed: date, released: datetime, value: float, known_at: datetime | None = None, **other: str) -> None:
+    def insert(self, series_id: str, observed: date, released: datetime, value: float, **other: object) -> None:
         row = {
-            "dataset": "us_macro", "source": "samples", "known_at_basis": "observed", "flags": 0, "batch_id": 1,
-            "ingested_at": datetime(2030, 1, 1, tzinfo=UTC), "series_id": series_id, "observation_date": observed,
-            "event_timestamp": released, "known_at": known_at or released, "value": value,
-        } | other  # fmt: skip
-        query = psycopg.sql.SQL("insert into raw.macro_observations ({}) values ({})").format(
-            psycopg.sql.SQL(", ").join(map(psycopg.sql.Identifier, row)), psycopg.sql.SQL(", ").join(map(psycopg.sql.Placeholder, row))
-        )
+            "dataset": "us_macro",
+            "series_id": series_id,
+            "observation_date": observed,
+            "value": value,
+            "event_timestamp": released,
+            "source": "samples",
+            "known_at": released,
+            "known_at_basis": "observed",
+            "flags": 0,
+            "ingested_at": datetime(2030, 1, 1, tzinfo=UTC),
+            "batch_id": 1,
+        } | other
+        names, values = map(sql.Identifier, row), map(sql.Placeholder, row)
+        query = sql.SQL("insert into raw.macro_observations ({}) values ({})").format(sql.SQL(", ").join(names), sql.SQL(", ").join(values))
         with connect(self.settings.postgres) as connection:
             connection.execute(query, row)
 
     def mart(self) -> pl.DataFrame:
-        query = "select * from marts.macro_series order by series_id, observation_date, vintage_number"
+        query = "select * from marts.macro_series order by series_id, observation_date, known_at"
         return read_frame(self.settings.postgres, query, {}, MACRO_SERIES.schema)
 
     def build(self) -> dg.ExecuteInProcessResult:
-        """Materialise a partition of the dataset, the models, and a partitioned view that depends on the mart, in one run."""
+        """One run of a partition of the dataset, the unpartitioned models, and a partitioned view that depends on the mart."""
         partitions = dg.DailyPartitionsDefinition("2018-01-01", end_date="2018-01-10")
 
         @dg.asset(key=dg.AssetKey(["raw", "us_macro"]), partitions_def=partitions)
         def us_macro() -> None:
-            """Upstream, already in the database."""
+            """Already in the database."""
 
         @dg.asset(deps=[dg.AssetKey(["marts", "macro_series"])], partitions_def=partitions)
         def macro_view(context: dg.AssetExecutionContext) -> None:
-            self.downstream_runs.append(context.partition_key)
+            self.views_run.append(context.partition_key)
 
-        job = dg.define_asset_job("daily")
-        definitions = dg.Definitions(
-            [us_macro, build_dbt_assets(self.runner), macro_view], jobs=[job], resources={"dbt": self.runner}
-        )
-        return definitions.resolve_job_def("daily").execute_in_process(partition_key="2018-01-03", raise_on_error=False)
+        assets = [us_macro, build_dbt_assets(self.runner), macro_view]
+        definitions = dg.Definitions(assets, jobs=[dg.define_asset_job("daily")], resources={"dbt": self.runner})
+        return definitions.resolve_job_def("daily").execute_in_process(partition_key=PARTITION, raise_on_error=False)
 
 
 @pytest.fixture(scope="session")
 def project_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project with a target of its own, parsed once."""
-    copy = tmp_path_factory.mktemp("dbt project") / "dbt_project"
-    return shutil.copytree(PROJECT_DIR, copy, ignore=shutil.ignore_patterns("target", "logs"))
+    """A copy of the project whose target is written once a session; its path has a space."""
+    copy = tmp_path_factory.mktemp("with space") / "dbt_project"
+    return shutil.copytree(REPOSITORY / "dbt_project", copy, ignore=shutil.ignore_patterns("target", "logs"))
 
 
 @pytest.fixture
 def macro(empty_database: Settings, project_dir: Path) -> MacroDatabase:
+    catalogue = Catalogue((), RAW_TABLES, DATASETS, (), (), ())
     with connect(empty_database.postgres) as connection:
-        for statement in statements(RAW_CATALOGUE, connection):
+        for statement in statements(catalogue, connection):
             connection.execute(statement)
         ensure_yearly_partitions(connection, "raw", MACRO_OBSERVATIONS.name, 2017, 2019)
     return MacroDatabase(empty_database, DbtRunner(empty_database, project_dir))

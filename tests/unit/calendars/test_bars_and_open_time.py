@@ -92,7 +92,6 @@ def test_bar_ends_agree_with_stepping_and_stay_in_their_session(name: str, timef
         session = market.session(market.session_of(pl.Series([bar_end], dtype=UTC_MICROSECONDS))[0])
         assert session.opens < bar_end
         assert market.open_time(bar_end - timeframe.duration, bar_end) > timedelta(0)
-    assert not ends.filter(ends.dt.minute() + ends.dt.second() > 0).len() or timeframe is not Timeframe.ONE_HOUR or name == "XNYS"
 
 
 def test_splitting_a_range_loses_and_repeats_no_bar() -> None:

@@ -111,7 +111,7 @@ def test_always_open() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", [*NAMES, "XTAE", "BVMF"])
+@pytest.mark.parametrize("name", [*NAMES, "BVMF"])
 def test_windows_are_contiguous_and_hold_their_session(name: str) -> None:
     market = calendar(name)
     sessions = market.sessions(market.first_day, market.last_day)

@@ -187,20 +187,23 @@ ORACLES = (
     *(Oracle(bars.raw_price.feature(name, column=f"raw_{name}"), _same(name)) for name in ("open", "high", "low", "close")),
     Oracle(bars.raw_volume.feature("volume"), _same("volume")),
     Oracle(bars.adjusted_close.feature(), _same("close")),
-    *(Oracle(averages.sma.feature(f"sma_{n}", n=n), lambda s, n=n: talib.SMA(s.column("close"), n), rtol=5e-15) for n in (5, 20, 200)),
+    *(Oracle(averages.sma.feature(f"sma_{n}", n=n), lambda s, n=n: talib.SMA(s.column("close"), n), rtol=7e-15) for n in (5, 20, 200)),
     *(
         Oracle(averages.ema.feature(f"ema_{n}", n=n), lambda s, n=n: talib.EMA(s.column("close"), n), rtol=1e-15)
         for n in (5, 12, 20, 26, 50, 100, 200)
     ),
-    *(Oracle(momentum.ret.feature(f"ret_{k}", k=k), lambda s, k=k: talib.ROCP(s.column("close"), k), atol=4e-16) for k in (1, 5, 21, 252)),
+    *(
+        Oracle(momentum.ret.feature(f"ret_{k}", k=k), lambda s, k=k: talib.ROCP(s.column("close"), k), atol=4.5e-16)
+        for k in (1, 5, 21, 252)
+    ),
     *(
         Oracle(momentum.log_ret.feature(f"log_ret_{k}", k=k), lambda s, k=k: _log_returns(s.column("close"), k), rtol=4e-16)
         for k in (1, 12, 48)
     ),
-    *(Oracle(momentum.rsi.feature(f"rsi_{n}", n=n), lambda s, n=n: _rsi(s, n), atol=5e-14) for n in (5, 9, 14, 21)),
+    *(Oracle(momentum.rsi.feature(f"rsi_{n}", n=n), lambda s, n=n: _rsi(s, n), atol=6e-14) for n in (5, 9, 14, 21)),
     *(
         Oracle(indicator.feature(), lambda s, i=i: talib.MACD(s.column("close"), 12, 26, 9)[i], atol=atol)
-        for i, (indicator, atol) in enumerate([(momentum.macd, 2.3e-12), (momentum.macd_signal, 2.5e-12), (momentum.macd_hist, 2.5e-12)])
+        for i, (indicator, atol) in enumerate([(momentum.macd, 2.3e-13), (momentum.macd_signal, 2.5e-13), (momentum.macd_hist, 2.5e-13)])
     ),
     Oracle(
         momentum.high_52w_position.feature(),
@@ -219,7 +222,7 @@ ORACLES = (
     ),
     Oracle(trend.plus_di.feature("plus_di_14", n=14), _on_ticks(talib.PLUS_DI, 14), atol=4e-12),
     Oracle(trend.minus_di.feature("minus_di_14", n=14), _on_ticks(talib.MINUS_DI, 14), atol=4e-12),
-    *(Oracle(trend.adx.feature(f"adx_{n}", n=n), _on_ticks(talib.ADX, n), atol=5e-12) for n in (7, 14, 28)),
+    *(Oracle(trend.adx.feature(f"adx_{n}", n=n), _on_ticks(talib.ADX, n), atol=1e-11) for n in (7, 14, 28)),
     Oracle(trend.trend_strength.feature(), _trend_strength, atol=5e-14),
     *(
         Oracle(
@@ -230,17 +233,17 @@ ORACLES = (
         for n in (10, 20, 252)
     ),
     Oracle(volatility.volatility_20d.feature(sessions_per_year=252), _volatility("close", 252), rtol=1.1e-13),
-    *(Oracle(volatility.atr.feature(f"atr_{n}", n=n), lambda s, n=n: talib.ATR(*_hlc(s), n), rtol=6e-14) for n in (7, 14, 21)),
-    Oracle(volatility.atr_pct.feature(), lambda s: 100 * talib.ATR(*_hlc(s), 14) / s.column("close"), rtol=6e-14),
-    Oracle(volatility.bollinger_bands_position.feature(), _bollinger, atol=1.5e-10),
+    *(Oracle(volatility.atr.feature(f"atr_{n}", n=n), lambda s, n=n: talib.ATR(*_hlc(s), n), rtol=1e-15) for n in (7, 14, 21)),
+    Oracle(volatility.atr_pct.feature(), lambda s: 100 * talib.ATR(*_hlc(s), 14) / s.column("close"), rtol=8e-16),
+    Oracle(volatility.bollinger_bands_position.feature(), _bollinger, atol=1.6e-10),
     Oracle(volatility.bollinger_bands_position.feature("bollinger_numpy"), _bollinger_numpy, atol=3e-13),
     Oracle(volume.volume_sma_ratio.feature(), lambda s: s.column("volume") / talib.SMA(s.column("volume"), 20), rtol=1e-15),
-    Oracle(liquidity.amihud_illiquidity.feature(), _amihud, rtol=1e-12),
+    Oracle(liquidity.amihud_illiquidity.feature(), _amihud, rtol=1e-15),
     Oracle(liquidity.amihud_percentile.feature(), _percentile, atol=1e-15),
     Oracle(liquidity.liquidity_regime.feature(), _liquidity_regime),
-    Oracle(liquidity.price_impact_1pct_est_bps.feature(), _price_impact, rtol=1e-12),
+    Oracle(liquidity.price_impact_1pct_est_bps.feature(), _price_impact, rtol=2e-15),
     Oracle(liquidity.spread_cs_20_est_bps.feature(), _corwin_schultz, rtol=1e-12, atol=1e-12),
-    Oracle(liquidity.spread_roll_20_est_bps.feature(), _roll, rtol=1e-9),
+    Oracle(liquidity.spread_roll_20_est_bps.feature(), _roll, rtol=1e-11),
     Oracle(macro.index_level.feature("vix", column="vix"), _same("vix"), series=("vix",)),
     Oracle(macro.yield_level.feature("yield", column="baa"), _same("baa"), series=("moodys",)),
     Oracle(macro.spread_level.feature("spread_level", column="aaa"), _same("aaa"), series=("moodys",)),

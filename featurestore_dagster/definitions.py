@@ -1,0 +1,51 @@
+"""The Dagster code location: everything that is derived from the catalogue, put together.
+
+`dagster api grpc -m featurestore_dagster.definitions` loads `defs`. No declaration and no business code belongs here.
+"""
+
+from pathlib import Path
+
+import dagster as dg
+
+from featurestore_dagster.features import CATALOGUE
+from featurestore_dagster.model.catalogue import Catalogue
+from featurestore_dagster.orchestration.assets.dbt import DbtRunner, build_dbt_assets
+from featurestore_dagster.orchestration.assets.online import build_online_asset
+from featurestore_dagster.orchestration.assets.raw import build_raw_asset
+from featurestore_dagster.orchestration.assets.views import build_stream_asset
+from featurestore_dagster.orchestration.jobs import build_path_job, calendars
+from featurestore_dagster.orchestration.platform import Platform
+from featurestore_dagster.orchestration.schedules import build_path_schedule
+from featurestore_dagster.orchestration.sensors import build_file_sensor, build_freshness_sensor, freshness_checks
+from featurestore_dagster.settings import Settings
+
+PROJECT_ROOT = Path(__file__).parent.parent
+
+
+def build_definitions(settings: Settings, catalogue: Catalogue = CATALOGUE, **resource_overrides: object) -> dg.Definitions:
+    """Definitions for these settings.
+
+    Args:
+        settings: Decides the clock (partitions of a replay end with the replayed day) and, inside runs, the stores.
+        catalogue: What to build.
+        resource_overrides: Resources by name (`platform`, `dbt`) that replace the usual ones, for tests.
+    """
+    clock = settings.make_clock()
+    dbt = DbtRunner(settings, PROJECT_ROOT / "dbt_project")
+    jobs = {name: build_path_job(catalogue, name, clock) for name in calendars(catalogue)}
+    return dg.Definitions(
+        assets=[
+            *(build_raw_asset(catalogue, dataset, clock) for dataset in catalogue.datasets),
+            *(build_stream_asset(catalogue, view, stream, clock) for view in catalogue.views for stream in view.streams),
+            *(build_online_asset(view) for view in catalogue.views),
+            build_dbt_assets(dbt),
+        ],
+        asset_checks=freshness_checks(catalogue),
+        jobs=list(jobs.values()),
+        schedules=[build_path_schedule(catalogue, name) for name in jobs],
+        sensors=[build_freshness_sensor(catalogue), build_file_sensor(catalogue, jobs)],
+        resources={"platform": Platform(settings, catalogue), "dbt": dbt, **resource_overrides},
+    )
+
+
+defs = build_definitions(Settings())

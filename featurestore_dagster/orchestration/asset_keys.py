@@ -1,0 +1,32 @@
+"""Names of the graph's nodes."""
+
+import dagster as dg
+
+from featurestore_dagster.model.feature_view import FeatureView, Stream
+from featurestore_dagster.model.raw_table import Dataset
+
+AUDIT = "audit"
+"""Partitioned and blocking: the verdict before publication."""
+
+DATA_FRESHNESS = "data_freshness"
+"""Unpartitioned, posted by the sensor: the watermark against the calendar."""
+
+
+def raw(dataset: Dataset) -> dg.AssetKey:
+    """Asset of a dataset."""
+    return dg.AssetKey(["raw", dataset.name])
+
+
+def mart(name: str) -> dg.AssetKey:
+    """Asset of a dbt mart."""
+    return dg.AssetKey(["marts", name])
+
+
+def stream(view: FeatureView, part: Stream) -> dg.AssetKey:
+    """Asset of a stream: the view's name, and the stream's where the view has several."""
+    return dg.AssetKey([view.name] if len(view.streams) == 1 else [view.name, part.name])
+
+
+def online(view: FeatureView) -> dg.AssetKey:
+    """Asset of a view's online rows."""
+    return dg.AssetKey(["online", view.name])

@@ -1,0 +1,1 @@
+"""Asset factories, one module per group of the graph: raw, indicators and macro (views), online, and dbt's models."""

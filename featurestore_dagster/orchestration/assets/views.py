@@ -1,0 +1,87 @@
+"""Feature assets (groups indicators and macro): one per stream of a view, partitioned like its spine."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from featurestore_dagster.calendars import calendar
+from featurestore_dagster.model.catalogue import Catalogue
+from featurestore_dagster.model.feature_view import FeatureView, Stream
+from featurestore_dagster.model.time import Clock, Timeframe
+from featurestore_dagster.orchestration import asset_keys, presentation
+from featurestore_dagster.orchestration.partition_events import publish_events
+from featurestore_dagster.orchestration.partitions import first_session, session_partitions
+from featurestore_dagster.orchestration.platform import Platform
+from featurestore_dagster.pipeline.publication import PartitionOutcome
+from featurestore_dagster.projections.postgres_table import feature_table
+from featurestore_dagster.projections.relation import stream_relation
+
+SHORTEST_POLICY = timedelta(minutes=1)
+
+
+def build_stream_asset(catalogue: Catalogue, view: FeatureView, stream: Stream, clock: Clock) -> dg.AssetsDefinition:
+    """The asset that computes, audits and publishes a stream of a view."""
+    partitions = session_partitions(stream.calendar, first_session(catalogue, stream.calendar), clock)
+    key = asset_keys.stream(view, stream)
+    upstream = [asset_keys.raw(dataset) for dataset in stream.inputs]
+    lineage = presentation.column_lineage(view, stream)
+    plotted = next(feature.name for feature in view.features)
+
+    def describe(outcomes: list[PartitionOutcome]) -> dict[str, Any]:
+        rows = pl.concat([outcome.rows for outcome in outcomes])
+        metadata: dict[str, Any] = {"dagster/column_lineage": lineage}
+        if not rows.is_empty():
+            metadata["plot"] = presentation.plot(rows, plotted, view.join_keys[0], f"{plotted} of {view.name}")
+        return metadata
+
+    @dg.asset(
+        key=key,
+        deps=[*upstream, *([asset_keys.mart(view.mart)] if view.mart else [])],
+        partitions_def=partitions,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        check_specs=[
+            dg.AssetCheckSpec(
+                asset_keys.AUDIT,
+                asset=key,
+                blocking=True,
+                partitions_def=partitions,
+                description="Types, ranges, completeness and staleness, judged before anything is written",
+            )
+        ],
+        freshness_policy=freshness_policy(view, stream),
+        group_name=view.group,
+        owners=[view.owner],
+        kinds={"postgres", "polars"},
+        code_version=stream_relation(view, stream).code_version,
+        description=presentation.describe_view(view, stream),
+        metadata={
+            "dagster/column_schema": presentation.table_schema(feature_table(view)),
+            "dagster/column_lineage": lineage,
+            "dagster/table_name": f"features.{view.name}",
+            "slo": str(view.slo.max_lag),
+            "ttl_open_market_time": str(view.ttl),
+        },
+        pool=f"features_{view.name}",
+    )
+    def stream_features(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> Iterator[Any]:
+        outcomes = platform.pipeline.materialise(view, stream, list(context.partition_keys), context.run_id)
+        yield from publish_events(context, outcomes, describe)
+
+    return stream_features
+
+
+def freshness_policy(view: FeatureView, stream: Stream) -> dg.FreshnessPolicy:
+    """Dagster's badge: does the asset run by its SLO? Whether the data is fresh is the check `data_freshness`.
+
+    A daily stream is due a SLO after its schedule; an intraday one never rests longer than a bar and its SLO.
+    """
+    if stream.timeframe is Timeframe.ONE_DAY:
+        minute, hour, *days = stream.schedule.split()
+        deadline = timedelta(hours=int(hour), minutes=int(minute)) + view.slo.max_lag
+        hours, minutes = divmod(deadline // timedelta(minutes=1), 60)
+        cron = f"{minutes} {hours} {' '.join(days)}"
+        return dg.FreshnessPolicy.cron(deadline_cron=cron, lower_bound_delta=view.slo.max_lag, timezone=calendar(stream.calendar).time_zone)
+    return dg.FreshnessPolicy.time_window(fail_window=stream.timeframe.duration + view.slo.max_lag, warn_window=max(view.slo.max_lag, SHORTEST_POLICY))

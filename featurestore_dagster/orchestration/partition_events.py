@@ -1,0 +1,223 @@
+"""Outcomes of the pipeline -> Dagster's events: per-partition materialisations and check evaluations, whatever the size of the run.
+
+One run may cover ten years. Dagster's own path costs a connection and several statements per check evaluation (13-20 ms each), and
+leaves per-partition checks of a range run unrecorded; so a range writes its evaluations in one batch per asset. What was published is
+decided by the ledger; this only shows it.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluation,
+    AssetCheckEvaluationTargetMaterializationData,
+)
+from dagster._core.events import DagsterEvent, StepMaterializationData
+from dagster._core.events.log import EventLogEntry
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable, SqlEventLogStorageTable
+from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
+from dagster._serdes import serialize_value
+
+from featurestore_dagster.errors import StoreUnavailableError, TerminalError, TransientError
+from featurestore_dagster.orchestration.asset_keys import AUDIT
+from featurestore_dagster.orchestration.presentation import checks_metadata, rows_metadata
+from featurestore_dagster.pipeline.publication import PartitionOutcome
+
+PROGRESS_EVERY_SECONDS = 2.0
+BLOCKED_NAMED = 20
+MAXIMUM_RETRIES = 3
+
+Describe = Callable[[list[PartitionOutcome]], Mapping[str, Any]]
+"""Metadata of the whole run (plot, lineage) from its outcomes, put on the newest partition."""
+
+
+def publish_events(
+    context: dg.AssetExecutionContext, outcomes: Iterator[PartitionOutcome], describe: Describe
+) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+    """Consume the outcomes of a run and tell Dagster.
+
+    One partition: its failed blocking check and a Failure, or a MaterializeResult with the passed check. A range: good partitions are
+    materialised, each with its check evaluation; blocked ones get a failed evaluation only, and the run fails at its end naming them.
+
+    Raises:
+        dg.Failure: Partitions were blocked, or a terminal error; never retried.
+        dg.RetryRequested: A transient error; what was published stays and is skipped by the retry.
+    """
+    keys = list(context.partition_keys)
+    try:
+        done = list(_with_progress(context, outcomes, len(keys)))
+    except TransientError as error:
+        raise dg.RetryRequested(max_retries=MAXIMUM_RETRIES, seconds_to_wait=2 ** (context.retry_number + 1)) from error
+    except TerminalError as error:
+        raise dg.Failure(description=f"{type(error).__name__}: {error}", allow_retries=False) from error
+    blocked = [outcome for outcome in done if outcome.blocked]
+    good = [outcome for outcome in done if not outcome.blocked]
+    run_metadata = dict(describe(good)) if good else {}
+    if len(keys) == 1:
+        yield from _single(context, done[0], run_metadata)
+        return
+    if not blocked:
+        for outcome in good:
+            context.add_asset_metadata(_metadata(outcome), asset_key=context.asset_key, partition_key=outcome.partition_key)
+        if good:
+            context.add_asset_metadata(run_metadata, asset_key=context.asset_key, partition_key=good[-1].partition_key)
+        yield dg.MaterializeResult()
+        _record_checks(context, done)
+        yield dg.AssetCheckResult(check_name=AUDIT, passed=True, metadata={"partitions": len(good)})
+        return
+    _record_materialisations(context, good)
+    _record_checks(context, done)
+    raise _failure(context, blocked, len(good))
+
+
+def _single(
+    context: dg.AssetExecutionContext, outcome: PartitionOutcome, run_metadata: Mapping[str, Any]
+) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+    checks = checks_metadata(outcome.audit) if outcome.audit else {"skipped": "inputs and code are those of the last publication"}
+    if outcome.blocked:
+        yield dg.AssetCheckResult(check_name=AUDIT, passed=False, metadata=checks)
+        raise _failure(context, [outcome], 0)
+    yield dg.MaterializeResult(
+        metadata={**_metadata(outcome), **run_metadata}, check_results=[dg.AssetCheckResult(check_name=AUDIT, passed=True, metadata=checks)]
+    )
+
+
+def _with_progress(context: dg.AssetExecutionContext, outcomes: Iterator[PartitionOutcome], total: int) -> Iterator[PartitionOutcome]:
+    last = time.monotonic()
+    for number, outcome in enumerate(outcomes, start=1):
+        yield outcome
+        if time.monotonic() - last > PROGRESS_EVERY_SECONDS:
+            last = time.monotonic()
+            context.log.info(f"{number} of {total} partitions, at {outcome.partition_key}")
+
+
+def _metadata(outcome: PartitionOutcome) -> dict[str, Any]:
+    if outcome.publication is None:
+        return {"published": "nothing new"}
+    publication = outcome.publication
+    return {
+        **rows_metadata(outcome.rows),
+        "rows_published": publication.rows_published,
+        "rows_quarantined": publication.rows_quarantined,
+        "content_hash": publication.content_hash,
+    }
+
+
+def _failure(context: dg.AssetExecutionContext, blocked: list[PartitionOutcome], good: int) -> dg.Failure:
+    lines = []
+    for outcome in blocked[:BLOCKED_NAMED]:
+        failed = outcome.audit.failed if outcome.audit else ()
+        lines.append(f"{outcome.partition_key}: " + "; ".join(f"{check.name} ({check.rows} rows)" for check in failed))
+    more = f"\n... and {len(blocked) - BLOCKED_NAMED} more" if len(blocked) > BLOCKED_NAMED else ""
+    return dg.Failure(
+        description=(
+            f"{context.asset_key.to_user_string()}: {len(blocked)} partitions blocked, {good} published. What was published before goes on "
+            f"being served. See check {AUDIT} of each partition, and `featurestore quarantine list`.\n" + "\n".join(lines) + more
+        ),
+        metadata={"blocked": len(blocked), "published": good},
+        allow_retries=False,
+    )
+
+
+def _entry(context: dg.AssetExecutionContext, event_type: dg.DagsterEventType, data: Any, message: str) -> EventLogEntry:  # noqa: ANN401
+    step = context.op_execution_context._step_execution_context  # noqa: SLF001 - Dagster has no public way to write a batch
+    event = DagsterEvent(
+        event_type_value=event_type.value,
+        job_name=context.run.job_name,
+        step_handle=step.step.handle,
+        node_handle=step.step.node_handle,
+        step_kind_value=step.step.kind.value,
+        logging_tags=step.event_tags,
+        event_specific_data=data,
+        message=message,
+        pid=os.getpid(),
+    )
+    return EventLogEntry(
+        error_info=None,
+        level=logging.DEBUG,
+        user_message="",
+        run_id=context.run_id,
+        timestamp=time.time(),
+        step_key=step.step.key,
+        job_name=context.run.job_name,
+        dagster_event=event,
+    )
+
+
+def _record_materialisations(context: dg.AssetExecutionContext, good: list[PartitionOutcome]) -> None:
+    entries = [
+        _entry(
+            context,
+            dg.DagsterEventType.ASSET_MATERIALIZATION,
+            StepMaterializationData(dg.AssetMaterialization(context.asset_key, partition=outcome.partition_key, metadata=_metadata(outcome)), []),
+            f"Materialized partition {outcome.partition_key}",
+        )
+        for outcome in good
+    ]
+    if entries:
+        context.instance.event_log_storage.store_event_batch(entries)
+
+
+def _record_checks(context: dg.AssetExecutionContext, outcomes: list[PartitionOutcome]) -> None:
+    """Evaluations of all partitions: one insert of events, one delete of what the run planned, one insert of results."""
+    storage = context.instance.event_log_storage
+    if not isinstance(storage, SqlEventLogStorage):
+        raise StoreUnavailableError(f"Dagster's event log is {type(storage).__name__}; range runs need a SQL event log: see dagster.yaml")
+    key = context.asset_key
+    stored = storage.get_latest_storage_id_by_partition(key, dg.DagsterEventType.ASSET_MATERIALIZATION)
+    evaluations = []
+    for outcome in outcomes:
+        target = stored.get(outcome.partition_key)
+        metadata = checks_metadata(outcome.audit) if outcome.audit else {}
+        evaluations.append(
+            AssetCheckEvaluation(
+                asset_key=key,
+                check_name=AUDIT,
+                passed=not outcome.blocked,
+                metadata={name: dg.MetadataValue.int(value) if isinstance(value, int) else value for name, value in metadata.items()},
+                target_materialization_data=None
+                if target is None or outcome.blocked
+                else AssetCheckEvaluationTargetMaterializationData(storage_id=target, run_id=context.run_id, timestamp=time.time()),
+                blocking=True,
+                partition=outcome.partition_key,
+            )
+        )
+    entries = [_entry(context, dg.DagsterEventType.ASSET_CHECK_EVALUATION, evaluation, "") for evaluation in evaluations]
+    table = AssetCheckExecutionsTable
+    with storage.index_connection() as connection:
+        inserted = connection.execute(storage.prepare_insert_event_batch(entries).returning(SqlEventLogStorageTable.c.id))
+        ids = [row[0] for row in inserted.fetchall()]
+        connection.execute(
+            table.delete().where(
+                table.c.asset_key == key.to_string(),
+                table.c.check_name == AUDIT,
+                table.c.run_id == context.run_id,
+                table.c.partition.in_([evaluation.partition for evaluation in evaluations]),
+            )
+        )
+        connection.execute(
+            table.insert(),
+            [
+                {
+                    "asset_key": key.to_string(),
+                    "check_name": AUDIT,
+                    "run_id": context.run_id,
+                    "partition": evaluation.partition,
+                    "execution_status": (
+                        AssetCheckExecutionRecordStatus.SUCCEEDED if evaluation.passed else AssetCheckExecutionRecordStatus.FAILED
+                    ).value,
+                    "evaluation_event": serialize_value(entry),
+                    "evaluation_event_timestamp": storage._event_insert_timestamp(entry),  # noqa: SLF001 - as Dagster writes it
+                    "evaluation_event_storage_id": storage_id,
+                    "materialization_event_storage_id": evaluation.target_materialization_data.storage_id
+                    if evaluation.target_materialization_data
+                    else None,
+                }
+                for evaluation, entry, storage_id in zip(evaluations, entries, ids, strict=True)
+            ],
+        )

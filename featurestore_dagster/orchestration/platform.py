@@ -1,0 +1,60 @@
+"""What asset bodies and sensors work with: stores, ledger, clock and pipeline, made from the settings of the process that runs them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from featurestore_dagster.model.catalogue import Catalogue
+from featurestore_dagster.model.time import Clock
+from featurestore_dagster.pipeline.publication import Pipeline
+from featurestore_dagster.settings import Settings
+from featurestore_dagster.sources import fetch
+from featurestore_dagster.stores.embedded import running_settings
+from featurestore_dagster.stores.postgres import Ledger, PostgresStore
+from featurestore_dagster.stores.redis import RedisStore
+
+PROJECT = "featurestore"
+"""Feast's project name: part of every online key."""
+
+
+@dataclass(frozen=True)
+class Platform:
+    """Dagster's resource `platform`. Nothing is connected before it is used."""
+
+    configured: Settings
+    catalogue: Catalogue
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Settings with the connections of running servers."""
+        return running_settings(self.configured)
+
+    @cached_property
+    def clock(self) -> Clock:
+        """The configured clock."""
+        return self.configured.make_clock()
+
+    @cached_property
+    def store(self) -> PostgresStore:
+        """Raw and feature tables."""
+        return PostgresStore(self.settings.postgres, self.clock)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Publications, quarantine and quality log."""
+        return Ledger(self.settings.postgres)
+
+    @cached_property
+    def online(self) -> RedisStore:
+        """Newest values."""
+        return RedisStore(self.settings.redis, PROJECT)
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The write-audit-publish loops over this platform's stores and sources."""
+        return Pipeline(
+            self.catalogue,
+            self.store,
+            self.ledger,
+            self.clock,
+            lambda dataset, start, end: fetch(dataset, start, end, drop_folder=self.settings.drop, clock=self.clock),
+        )

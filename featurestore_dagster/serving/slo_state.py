@@ -1,0 +1,52 @@
+"""SLO state of a stream: its watermarks in Postgres against its calendar, with the symbols that are furthest behind.
+
+The rule itself is `serving.freshness`; this reads what it needs.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import polars as pl
+
+from featurestore_dagster.calendars import calendar
+from featurestore_dagster.model.catalogue import Catalogue
+from featurestore_dagster.model.feature_view import FeatureView, Stream
+from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
+from featurestore_dagster.projections.relation import stream_relation
+from featurestore_dagster.serving.freshness import Freshness, evaluate_entities, expectation, freshness
+from featurestore_dagster.stores.postgres import PostgresStore
+
+WORST = 10
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """Freshness of a stream as a whole, and its overdue entities, worst first, as text."""
+
+    view: str
+    stream: str
+    freshness: Freshness
+    worst: tuple[str, ...]
+
+
+def stream_state(catalogue: Catalogue, store: PostgresStore, view: FeatureView, stream: Stream, now: datetime) -> StreamState:
+    """State of one stream at `now`; entities that are not listed on the session in question owe nothing and are left out."""
+    relation = stream_relation(view, stream)
+    watermarks = store.watermarks(relation)
+    newest = watermarks["watermark"].max()
+    watermark = newest if isinstance(newest, datetime) else None
+    result = freshness(view, stream, watermark, now)
+    listings = catalogue.listings(stream.inputs[0])
+    session = calendar(stream.calendar).session_of(pl.Series([result.expected_event_timestamp], dtype=UTC_MICROSECONDS))[0]
+    if "symbol" in relation.keys:
+        active = pl.DataFrame({"symbol": [name for name, listing in listings.items() if listing.covers(session)]}, schema={"symbol": pl.String})
+        watermarks = active.join(watermarks.group_by("symbol").agg(pl.col("watermark").max()), on="symbol", how="left")
+    behind = evaluate_entities(expectation(view, stream), watermarks, now).filter(pl.col("state").cast(pl.String).is_in(["LATE", "STALE", "NEVER"]))
+    key = relation.keys[0]
+    worst = tuple(f"{row[key]}: {row['state']}, newest {row['watermark'] or 'never'}" for row in behind.head(WORST).iter_rows(named=True))
+    return StreamState(view.name, stream.name, result, worst)
+
+
+def all_states(catalogue: Catalogue, store: PostgresStore, now: datetime) -> list[StreamState]:
+    """State of every stream, in declared order."""
+    return [stream_state(catalogue, store, view, stream, now) for view in catalogue.views for stream in view.streams]

@@ -1,0 +1,50 @@
+"""Moving averages by hand, and their behaviour around NULL."""
+
+import polars as pl
+import pytest
+
+from featurestore_dagster.indicators.averages import ema, exponential_mean, sma, wilder_mean, window_mean
+
+
+def _evaluate(values: list[float | None], expression: pl.Expr) -> list[float | None]:
+    return pl.DataFrame({"close": values}, schema={"close": pl.Float64}).select(expression).to_series().to_list()
+
+
+def test_sma_by_hand() -> None:
+    assert _evaluate([1, 2, 3, 7], sma.expression(n=3)) == [None, None, 2, 4]
+
+
+def test_ema_is_seeded_with_the_mean_of_its_first_window() -> None:
+    assert _evaluate([1, 2, 3, 6, 2], ema.expression(n=3)) == [None, None, 2, 4, 3]
+
+
+def test_wilder_mean_gives_the_newest_value_one_nth() -> None:
+    assert _evaluate([1, 3, 6, 2], wilder_mean(pl.col("close"), 2)) == [None, 2, 4, 3]
+
+
+def test_the_seed_waits_for_a_window_without_null() -> None:
+    assert _evaluate([None, 1, None, 1, 3, 6], exponential_mean(pl.col("close"), 3)) == [None, None, None, None, None, 10 / 3]
+
+
+def test_the_state_is_carried_over_a_missing_value() -> None:
+    found = _evaluate([1, 2, 3, None, 6, 2, 5], ema.expression(n=3))
+    assert found == [None, None, 2, None, None, None, 4]  # 2 -> 4 -> 3 -> 4 without the missing bar
+
+
+def test_a_missing_value_right_after_the_seed_is_skipped_too() -> None:
+    assert _evaluate([1, 3, None, 6, 2], wilder_mean(pl.col("close"), 2)) == [None, 2, None, None, 3]
+
+
+def test_a_window_of_zeros_has_mean_zero_whatever_came_before() -> None:
+    found = _evaluate([1e17, 0.1, 0.3, 7e9, *[0.0] * 5], window_mean(pl.col("close"), 5))
+    assert found[-1] == 0
+
+
+def test_fewer_bars_than_the_window_give_no_value() -> None:
+    assert _evaluate([1, 2], sma.expression(n=3)) == [None, None]
+    assert _evaluate([], ema.expression(n=3)) == []
+
+
+@pytest.mark.parametrize("expression", [sma.expression(n=2), ema.expression(n=2)])
+def test_constant_prices_are_their_own_average(expression: pl.Expr) -> None:
+    assert _evaluate([0.3] * 4, expression) == [None, 0.3, 0.3, 0.3]
