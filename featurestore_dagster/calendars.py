@@ -263,7 +263,7 @@ class MarketCalendar:
         first = opens + step - (opens - origin) % step
         bar_ends = list(range(first, closes, step))
         if break_start is not None and break_end is not None:
-            bar_ends = [bar_end for bar_end in bar_ends if bar_end <= break_start or bar_end > break_end or bar_end - step < break_start]
+            bar_ends = [bar_end for bar_end in bar_ends if bar_end - step < break_start or bar_end > break_end]
         trading_goes_on = position + 1 < len(self._hours) and self._hours[position + 1][0] == closes
         if not trading_goes_on or (closes - origin) % step == 0:
             bar_ends.append(closes)

@@ -24,6 +24,9 @@ MASK = "********"
 FEAST_SCHEMA = "feast"
 """Schema of Feast's SQL registry inside our database."""
 
+EVENT_BATCH_SIZE = 1000
+"""Events that Dagster collects before one write: a range run has thousands."""
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 PortOrFree = Annotated[int, Field(ge=0, le=65535)]
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,62}$")]
@@ -336,6 +339,7 @@ class Settings(_EnvironmentSettings):
             exported |= {part.variable(name): getattr(part, name) for name in type(part).model_fields}
         exported |= {
             "DAGSTER_PG_URL": self.postgres.dagster_url,
+            "DAGSTER_EVENT_BATCH_SIZE": str(EVENT_BATCH_SIZE),
             "FEAST_REGISTRY_URL": self.postgres.feast_registry_url,
             "FEAST_REDIS": self.redis.feast_connection_string,
         }

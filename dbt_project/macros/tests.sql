@@ -1,5 +1,11 @@
 {#- Generic tests. Each selects the whole failing rows, so that the failed check can show them. -#}
 
+{% test not_null(model, column_name) %}
+    select *
+    from {{ model }}
+    where {{ column_name }} is null
+{% endtest %}
+
 {% test unique_combination(model, columns) %}
     select {{ columns | join(', ') }}, count(*) as occurrences
     from {{ model }}

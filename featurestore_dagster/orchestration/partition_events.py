@@ -1,8 +1,7 @@
 """Outcomes of the pipeline -> Dagster's events: per-partition materialisations and check evaluations, whatever the size of the run.
 
-One run may cover ten years. Dagster's own path costs a connection and several statements per check evaluation (13-20 ms each), and
-leaves per-partition checks of a range run unrecorded; so a range writes its evaluations in one batch per asset. What was published is
-decided by the ledger; this only shows it.
+One run may cover ten years. Dagster leaves the per-partition checks of a range run unrecorded, so a range writes its evaluations itself, in
+one batch per asset (see `event_log`). What was published is decided by the ledger; this only shows it.
 """
 
 import logging
@@ -18,12 +17,8 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 )
 from dagster._core.events import DagsterEvent, StepMaterializationData
 from dagster._core.events.log import EventLogEntry
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
-from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable, SqlEventLogStorageTable
-from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
-from dagster._serdes import serialize_value
 
-from featurestore_dagster.errors import StoreUnavailableError, TerminalError, TransientError
+from featurestore_dagster.errors import TerminalError, TransientError
 from featurestore_dagster.orchestration.asset_keys import AUDIT
 from featurestore_dagster.orchestration.presentation import checks_metadata, rows_metadata
 from featurestore_dagster.pipeline.publication import PartitionOutcome
@@ -164,60 +159,21 @@ def _record_materialisations(context: dg.AssetExecutionContext, good: list[Parti
 
 
 def _record_checks(context: dg.AssetExecutionContext, outcomes: list[PartitionOutcome]) -> None:
-    """Evaluations of all partitions: one insert of events, one delete of what the run planned, one insert of results."""
     storage = context.instance.event_log_storage
-    if not isinstance(storage, SqlEventLogStorage):
-        raise StoreUnavailableError(f"Dagster's event log is {type(storage).__name__}; range runs need a SQL event log: see dagster.yaml")
-    key = context.asset_key
-    stored = storage.get_latest_storage_id_by_partition(key, dg.DagsterEventType.ASSET_MATERIALIZATION)
-    evaluations = []
+    stored = storage.get_latest_storage_id_by_partition(context.asset_key, dg.DagsterEventType.ASSET_MATERIALIZATION)
+    entries = []
     for outcome in outcomes:
-        target = stored.get(outcome.partition_key)
+        target = None if outcome.blocked else stored.get(outcome.partition_key)
         metadata = checks_metadata(outcome.audit) if outcome.audit else {}
-        evaluations.append(
-            AssetCheckEvaluation(
-                asset_key=key,
-                check_name=AUDIT,
-                passed=not outcome.blocked,
-                metadata={name: dg.MetadataValue.int(value) if isinstance(value, int) else value for name, value in metadata.items()},
-                target_materialization_data=None
-                if target is None or outcome.blocked
-                else AssetCheckEvaluationTargetMaterializationData(storage_id=target, run_id=context.run_id, timestamp=time.time()),
-                blocking=True,
-                partition=outcome.partition_key,
-            )
+        evaluation = AssetCheckEvaluation(
+            asset_key=context.asset_key,
+            check_name=AUDIT,
+            passed=not outcome.blocked,
+            metadata={name: dg.MetadataValue.int(value) if isinstance(value, int) else value for name, value in metadata.items()},
+            target_materialization_data=target
+            and AssetCheckEvaluationTargetMaterializationData(storage_id=target, run_id=context.run_id, timestamp=time.time()),
+            blocking=True,
+            partition=outcome.partition_key,
         )
-    entries = [_entry(context, dg.DagsterEventType.ASSET_CHECK_EVALUATION, evaluation, "") for evaluation in evaluations]
-    table = AssetCheckExecutionsTable
-    with storage.index_connection() as connection:
-        inserted = connection.execute(storage.prepare_insert_event_batch(entries).returning(SqlEventLogStorageTable.c.id))
-        ids = [row[0] for row in inserted.fetchall()]
-        connection.execute(
-            table.delete().where(
-                table.c.asset_key == key.to_string(),
-                table.c.check_name == AUDIT,
-                table.c.run_id == context.run_id,
-                table.c.partition.in_([evaluation.partition for evaluation in evaluations]),
-            )
-        )
-        connection.execute(
-            table.insert(),
-            [
-                {
-                    "asset_key": key.to_string(),
-                    "check_name": AUDIT,
-                    "run_id": context.run_id,
-                    "partition": evaluation.partition,
-                    "execution_status": (
-                        AssetCheckExecutionRecordStatus.SUCCEEDED if evaluation.passed else AssetCheckExecutionRecordStatus.FAILED
-                    ).value,
-                    "evaluation_event": serialize_value(entry),
-                    "evaluation_event_timestamp": storage._event_insert_timestamp(entry),  # noqa: SLF001 - as Dagster writes it
-                    "evaluation_event_storage_id": storage_id,
-                    "materialization_event_storage_id": evaluation.target_materialization_data.storage_id
-                    if evaluation.target_materialization_data
-                    else None,
-                }
-                for evaluation, entry, storage_id in zip(evaluations, entries, ids, strict=True)
-            ],
-        )
+        entries.append(_entry(context, dg.DagsterEventType.ASSET_CHECK_EVALUATION, evaluation, f"{AUDIT} of {outcome.partition_key}"))
+    storage.store_event_batch(entries)

@@ -6,15 +6,12 @@ from functools import cached_property
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.time import Clock
 from featurestore_dagster.pipeline.publication import Pipeline
+from featurestore_dagster.serving.client import PROJECT
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.sources import fetch
 from featurestore_dagster.stores.embedded import running_settings
 from featurestore_dagster.stores.postgres import Ledger, PostgresStore
 from featurestore_dagster.stores.redis import RedisStore
-
-PROJECT = "featurestore"
-"""Feast's project name: part of every online key."""
-
 
 @dataclass(frozen=True)
 class Platform:

@@ -41,7 +41,7 @@ class Mart:
         return {column.name: column.dtype for column in self.columns}
 
 
-MACRO_SERIES = Mart(
+MACRO_SERIES_MART = Mart(
     "macro_series",
     "Vintages of macro series. As of T, an observation's value is its newest vintage with known_at <= T",
     key=("series_id", "observation_date", "known_at"),
@@ -54,10 +54,11 @@ MACRO_SERIES = Mart(
         Column("value", pl.Float64(), "value in the unit of the series"),
         Column("vintage_number", pl.Int32(), "1 for the first print of the observation, then counting its revisions"),
         Column("is_first_print", pl.Boolean(), "whether the vintage is the observation's first"),
+        Column("batch_id", pl.Int64(), "batch of ops.publications that wrote the vintage's raw row"),
     ),
 )
 
-MARTS = (MACRO_SERIES,)
+MARTS = (MACRO_SERIES_MART,)
 
 
 def dbt_files(catalogue: Catalogue) -> dict[str, str]:

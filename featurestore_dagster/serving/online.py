@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import polars as pl
 
@@ -21,9 +21,20 @@ from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.model.indicator import Feature
 from featurestore_dagster.model.time import Clock
 from featurestore_dagster.model.units import Unit
-from featurestore_dagster.stores.redis import RedisStore, StoredRow
+from featurestore_dagster.stores.redis import StoredRow
 
-TIER = "redis"
+
+class RowStore(Protocol):
+    """Where rows are read from: Redis, or a slower tier that answers the same."""
+
+    @property
+    def tier(self) -> str:
+        """Name that the answer carries."""
+
+    def read(
+        self, requests: Sequence[tuple[FeatureView, Sequence[str]]], entities: Sequence[Mapping[str, str]]
+    ) -> list[dict[str, StoredRow | None]]:
+        """See `RedisStore.read`."""
 
 
 class Status(StrEnum):
@@ -85,7 +96,7 @@ class OnlineFeatures:
 class OnlineReader:
     """Reads feature vectors; safe to share between threads."""
 
-    def __init__(self, store: RedisStore, catalogue: Catalogue, clock: Clock) -> None:
+    def __init__(self, store: RowStore, catalogue: Catalogue, clock: Clock) -> None:
         """Nothing is read before the first call."""
         self._store = store
         self._catalogue = catalogue
@@ -118,7 +129,7 @@ class OnlineReader:
         visible = [{name: row for name, row in stored.items() if row is not None and _is_visible(row, moment)} for stored in found]
         ages = _ages([(requested[name][0], row) for rows in visible for name, row in rows.items()], moment)
         rows = tuple(
-            OnlineRow(entity, tuple(_value(view, feature, stored.get(view.name), ages) for view, feature in pairs))
+            OnlineRow(entity, tuple(_value(view, feature, stored.get(view.name), ages, self._store.tier) for view, feature in pairs))
             for entity, stored in zip(entity_rows, visible, strict=True)
         )
         return OnlineFeatures(moment, rows)
@@ -162,15 +173,15 @@ def _flag_names(flags: int) -> tuple[str, ...]:
     return tuple(QualityFlag.names_of(flags))
 
 
-def _value(view: FeatureView, feature: Feature, row: StoredRow | None, ages: Ages) -> OnlineValue:
+def _value(view: FeatureView, feature: Feature, row: StoredRow | None, ages: Ages, tier: str) -> OnlineValue:
     reference, unit = f"{view.name}:{feature.name}", feature.indicator.unit
     if row is None or feature.name not in row.values:
-        return OnlineValue(reference, None, unit, Status.NOT_FOUND, None, None, None, (), TIER)
+        return OnlineValue(reference, None, unit, Status.NOT_FOUND, None, None, None, (), tier)
     value, age = row.values[feature.name], ages[_calendar_name(view, row), row.event_timestamp]
     status = Status.NULL_VALUE if value is None else Status.PRESENT
     if age >= view.ttl // timedelta(microseconds=1):
         value, status = None, Status.OUTSIDE_MAX_AGE
-    return OnlineValue(reference, value, unit, status, row.event_timestamp, row.known_at, age / 1e6, _flag_names(row.flags), TIER)
+    return OnlineValue(reference, value, unit, status, row.event_timestamp, row.known_at, age / 1e6, _flag_names(row.flags), tier)
 
 
 def _to_dict(value: OnlineValue) -> dict[str, Any]:

@@ -80,18 +80,22 @@ def _macro() -> pl.DataFrame:
     A business day is an XNYS session. What was released before the calendar's first session belongs to no partition and is left out.
     """
     next_month = pl.col("session").dt.offset_by("1mo")
-    observed = pl.concat([
-        *(_series(series, *place).with_columns(due=pl.col("session").dt.offset_by("1d")) for series, place in DAILY_MACRO.items()),
-        *(_series(series, *place).with_columns(due=next_month) for series, place in MONTHLY_YIELDS.items()),
-    ]).sort("due")
+    observed = pl.concat(
+        [
+            *(_series(series, *place).with_columns(due=pl.col("session").dt.offset_by("1d")) for series, place in DAILY_MACRO.items()),
+            *(_series(series, *place).with_columns(due=next_month) for series, place in MONTHLY_YIELDS.items()),
+        ]
+    ).sort("due")
     business_days = _exchange().table.select(release="session")
     released = observed.join_asof(business_days, left_on="due", right_on="release", strategy="forward")
     core_prices = _series("CPILFESL", "core_cpi", "CPILFESL").with_columns(due=next_month.dt.offset_by("14d"))
-    rows = pl.concat([
-        released.with_columns(event_timestamp=_at("release", time(13, 15))).drop("release"),
-        # They come at 8:30 in Washington, which is 13:30 UTC in winter.
-        core_prices.with_columns(event_timestamp=_at("due", time(13, 30))),
-    ]).filter(pl.col("due") >= _exchange().first_day)
+    rows = pl.concat(
+        [
+            released.with_columns(event_timestamp=_at("release", time(13, 15))).drop("release"),
+            # They come at 8:30 in Washington, which is 13:30 UTC in winter.
+            core_prices.with_columns(event_timestamp=_at("due", time(13, 30))),
+        ]
+    ).filter(pl.col("due") >= _exchange().first_day)
     return _canonical(rows.rename({"session": "observation_date"}), US_MACRO)
 
 

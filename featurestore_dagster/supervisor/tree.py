@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TextIO
 
-from featurestore_dagster.errors import ConfigurationError
+from featurestore_dagster.errors import ConfigurationError, UnknownNameError
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.embedded import EmbeddedServices, processes
 from featurestore_dagster.supervisor import probes, watchdog
@@ -86,6 +86,24 @@ def up(
     with tree_lock(settings.data_folder):
         stop_orphans(settings.data_folder)
         return _Supervisor(settings, module_name, output or sys.stdout, read_only=read_only).run(on_stores_ready)
+
+
+def command(
+    settings: Settings, name: str, port: int | None, *, module_name: str = DEFINITIONS_MODULE, read_only: bool = False
+) -> list[str]:
+    """Program and arguments of one of Dagster's processes (`NAMES`); the daemon has no port."""
+    workspace = ["-w", str(_project_file("workspace.yaml"))]
+    match name:
+        case "code-server":
+            server = ["api", "grpc", "-h", settings.code_server_host, "-p", str(port), "-m", module_name]
+            return [sys.executable, "-m", "dagster", *server, "--use-python-environment-entry-point"]
+        case "daemon":
+            return [sys.executable, "-m", "dagster._daemon", "run", *workspace]
+        case "webserver":
+            restriction = ["--read-only"] if read_only else []
+            return [sys.executable, "-m", "dagster_webserver", "-h", settings.webserver_host, "-p", str(port), *workspace, *restriction]
+        case _:
+            raise UnknownNameError("process", name, NAMES)
 
 
 @dataclass
@@ -174,16 +192,6 @@ class _Supervisor:
     def _webserver(self) -> probes.Webserver:
         return probes.Webserver(self._settings.webserver_host, self._ports["webserver"])
 
-    def _command(self, name: str, port: int | None) -> list[str]:
-        workspace = ["-w", str(_project_file("workspace.yaml"))]
-        if name == "daemon":
-            return [sys.executable, "-m", "dagster._daemon", "run", *workspace]
-        if name == "webserver":
-            read_only = ["--read-only"] if self._read_only else []
-            return [sys.executable, "-m", "dagster_webserver", "-h", self._settings.webserver_host, "-p", str(port), *workspace, *read_only]
-        server = ["api", "grpc", "-h", self._settings.code_server_host, "-p", str(port), "-m", self._module_name]
-        return [sys.executable, "-m", "dagster", *server, "--use-python-environment-entry-point"]
-
     def _start(self, name: str) -> None:
         port = None
         if name in self._ports:
@@ -202,7 +210,7 @@ class _Supervisor:
         }
         environment = self._settings.child_environment() | ports | {TOKEN_VARIABLE: self._record.token, "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(  # noqa: S603 - our own list, no shell
-            self._command(name, port),
+            command(self._settings, name, port, module_name=self._module_name, read_only=self._read_only),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

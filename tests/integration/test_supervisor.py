@@ -17,8 +17,9 @@ from pydantic import SecretStr
 
 from featurestore_dagster.errors import ConfigurationError, RefusedError, StoreUnavailableError
 from featurestore_dagster.settings import Settings
-from featurestore_dagster.stores.embedded import EmbeddedServices, processes
+from featurestore_dagster.stores.embedded import EmbeddedServices, processes, running_settings
 from featurestore_dagster.supervisor import down, prepare_dagster_home, status, up
+from featurestore_dagster.supervisor.probes import Webserver
 from featurestore_dagster.supervisor.record import Record, tree_processes
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -62,6 +63,20 @@ class Tree:
         return [*tree_processes(record.token), *servers, supervisor, *supervisor.children()]
 
 
+def graphql(url: str, query: str) -> dict[str, dict[str, str]]:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+    connection.request("POST", "/graphql", json.dumps({"query": query}), {"Content-Type": "application/json"})
+    answer = json.loads(connection.getresponse().read())
+    connection.close()
+    return answer["data"]
+
+
+def one_process(settings: Settings, *arguments: str) -> subprocess.Popen[bytes]:
+    """What a container of docker-compose.yml runs."""
+    command = [sys.executable, "-m", "featurestore_dagster.supervisor", *arguments]
+    return subprocess.Popen(command, env=settings.child_environment(), cwd=PROJECT)
+
+
 def process_id(tree: Tree, name: str) -> int | None:
     return next(process.process_id for process in status(tree.settings).processes if process.name == name)
 
@@ -96,6 +111,8 @@ def test_life_of_a_tree(folder: Path) -> None:
         ignored = int(re.search(r"SigIgn:\s*(\w+)", Path(f"/proc/{process_id(tree, name)}/status").read_text())[1], 16)
         assert not ignored & (1 << (signal.SIGINT - 1) | 1 << (signal.SIGTERM - 1)), f"{name} ignores signals"
 
+    assert one_process(running_settings(tree.settings), "check", "daemon").wait(60) == 0
+
     # A second tree on the same folder is refused.
     with pytest.raises(RefusedError, match=str(tree.process.pid)):
         up(tree.settings)
@@ -111,11 +128,7 @@ def test_life_of_a_tree(folder: Path) -> None:
 
     # A run's worker belongs to the tree.
     before = len(tree.members())
-    address = state.url.removeprefix("http://")
-    connection = http.client.HTTPConnection(address, timeout=60)
-    connection.request("POST", "/graphql", json.dumps({"query": LAUNCH}), {"Content-Type": "application/json"})
-    assert json.loads(connection.getresponse().read())["data"]["launchRun"]["__typename"] == "LaunchRunSuccess"
-    connection.close()
+    assert graphql(state.url, LAUNCH)["launchRun"]["__typename"] == "LaunchRunSuccess"
     assert processes.wait_until(lambda: len(tree.members()) > before, READY_SECONDS)
 
     # Killed, it takes everything along, and the next one starts.
@@ -124,7 +137,7 @@ def test_life_of_a_tree(folder: Path) -> None:
     tree.process.wait()
     assert processes.wait_until(lambda: all_gone(members), 30), [process for process in members if processes.alive(process)]
     again = Tree(folder)
-    again.await_said("ready: http")
+    again.await_said("code-server .*Started")
 
     # Ended from another terminal.
     members = again.members()
@@ -164,6 +177,30 @@ def test_definitions_that_do_not_load_end_it_with_the_reason(folder: Path) -> No
     assert tree.said("code-server .*No module named 'no_such_module'")
     assert tree.said("the code-server does not start")
     assert not any(process.process_id for process in status(tree.settings).processes)
+
+
+def test_containers_run_and_check_one_process_each(empty_database: Settings, tmp_path: Path) -> None:
+    postgres = empty_database.postgres.model_copy(update={"dagster_database": empty_database.postgres.database})
+    port = processes.free_port()
+    settings = empty_database.model_copy(
+        update={
+            "services": "external",
+            "data_folder": tmp_path,
+            "dagster_home": tmp_path / "home",
+            "webserver_port": port,
+            "code_server_port": 1,
+        }
+    ).with_connections(postgres, empty_database.redis)
+    webserver = one_process(settings, "run", "webserver", "--read-only")
+    try:
+        assert one_process(settings, "check", "code-server").wait(60) == 1
+        assert processes.wait_until(lambda: Webserver("127.0.0.1", port).answers() or webserver.poll() is not None, READY_SECONDS)
+        assert one_process(settings, "check", "webserver").wait(60) == 0
+        assert one_process(settings, "check", "daemon").wait(60) == 1
+        assert graphql(f"http://127.0.0.1:{port}", LAUNCH)["launchRun"]["__typename"] == "UnauthorizedError"
+    finally:
+        webserver.terminate()
+        webserver.wait(30)
 
 
 def test_external_servers_are_asked_before_anything_starts(session_settings: Settings, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ with first_of_instant as (
         observation_date,
         event_timestamp,
         known_at,
-        value
+        value,
+        batch_id
     from {{ ref('stg_macro_observations') }}
     where is_plausible
     order by series_id, observation_date, known_at, event_timestamp desc, source
@@ -34,6 +35,7 @@ select
     observation_date,
     event_timestamp,
     known_at,
-    value
+    value,
+    batch_id
 from current_when_known
 where previous_value is distinct from value

@@ -5,6 +5,7 @@ with numbered as (
         event_timestamp,
         known_at,
         value,
+        batch_id,
         (row_number() over (partition by series_id, observation_date order by known_at))::integer as vintage_number
     from {{ ref('int_macro_vintages') }}
 )
@@ -16,5 +17,6 @@ select
     known_at,
     value,
     vintage_number,
-    vintage_number = 1 as is_first_print
+    vintage_number = 1 as is_first_print,
+    batch_id
 from numbered

@@ -5,7 +5,8 @@ with observations as (
         event_timestamp::timestamptz as event_timestamp,
         known_at::timestamptz as known_at,
         trim(source) as source,
-        value::double precision as value
+        value::double precision as value,
+        batch_id::bigint as batch_id
     from {{ source('raw', 'us_macro') }}
     where dataset = 'us_macro'
 )
@@ -17,6 +18,7 @@ select
     observations.known_at,
     observations.source,
     observations.value,
+    observations.batch_id,
     catalogue.unit,
     catalogue.minimum,
     catalogue.maximum,

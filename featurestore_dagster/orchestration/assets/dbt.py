@@ -25,6 +25,7 @@ from psycopg import sql
 
 from featurestore_dagster.errors import ConfigurationError
 from featurestore_dagster.settings import Settings
+from featurestore_dagster.stores.embedded import running_settings
 from featurestore_dagster.stores.postgres.connection import connect
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ class DbtRunner:
     settings: Settings
     project_dir: Path
 
+    @property
+    def _connected(self) -> Settings:
+        """Settings of the servers that run now: the definitions may have been loaded before they started."""
+        return running_settings(self.settings)
+
     def manifest(self) -> dict[str, Any]:
         """What dbt knows of the project as it is now: parsed on first need, then found by the content of the project's files.
 
@@ -70,7 +76,7 @@ class DbtRunner:
         """
         from dagster_dbt import DagsterDbtTranslator, DbtCliInvocation
 
-        with connect(self.settings.postgres):
+        with connect(self._connected.postgres):
             pass  # dbt would wrap an unreachable server into text
         with tempfile.TemporaryDirectory(prefix="featurestore-dbt-") as folder:
             target = Path(folder)
@@ -78,7 +84,7 @@ class DbtRunner:
             translator = DagsterDbtTranslator()
             invocation = DbtCliInvocation.run(
                 args=[*DBT, "--log-format", "json", "build", *self._options(target)],
-                env=self.settings.child_environment(),
+                env=self._connected.child_environment(),
                 manifest={},
                 dagster_dbt_translator=translator,
                 project_dir=self.project_dir,
@@ -88,12 +94,12 @@ class DbtRunner:
                 adapter=None,
                 cli_version=Version(importlib.metadata.version("dbt-core")),
             )
+            # dbt rewrites its artifacts as it ends, so they are read when it has ended.
+            messages = [message for message in invocation.stream_raw_events() if message.is_result_event]
+            # The run's own manifest names the database that dbt wrote to; the cached one may have been parsed for another.
+            manifest = invocation.get_artifact("manifest.json") if messages else {}
             failed = []
-            for message in invocation.stream_raw_events():
-                if not message.is_result_event:
-                    continue
-                # The run's own manifest names the database that dbt wrote to; the cached one may have been parsed for another.
-                manifest = invocation.get_artifact("manifest.json")
+            for message in messages:
                 for event in message.to_default_asset_events(manifest, translator, context, target):
                     if isinstance(event, dg.Output):
                         # The definition's column schema has the descriptions too, and the contract holds the types to it.
@@ -156,7 +162,7 @@ class DbtRunner:
             sql.SQL(compiled.read_text()),  # the text of our own test, as dbt compiled it
             sql.Literal(EXAMPLE_ROWS),
         )
-        with connect(self.settings.postgres) as connection, connection.execute(query) as cursor:
+        with connect(self._connected.postgres) as connection, connection.execute(query) as cursor:
             names = [column.name for column in cursor.description or ()]
             rows = [dict(zip(names, map(str, row), strict=True)) for row in cursor]
         schema = dg.TableSchema([dg.TableColumn(name) for name in names])
@@ -190,7 +196,7 @@ def _scratch_folder(homes: Iterable[Path]) -> tempfile.TemporaryDirectory[str]:
         with contextlib.suppress(OSError):
             home.mkdir(parents=True, exist_ok=True)
             return tempfile.TemporaryDirectory(prefix="parse-", dir=home)
-    raise ConfigurationError(f"cannot write to {' or '.join(map(str, homes))}; set FEATURESTORE_DATA_FOLDER to a folder that can be written")
+    raise ConfigurationError(f"cannot write to {' or '.join(map(str, homes))}; set FEATURESTORE_DATA_FOLDER to a writable folder")
 
 
 def _asset_spec(manifest: Mapping[str, Any], model: Mapping[str, Any]) -> dg.AssetSpec:

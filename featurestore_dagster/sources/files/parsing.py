@@ -38,9 +38,7 @@ def parse(path: Path, name: str, dataset: Dataset, mapping: FileMapping, *, rece
     raw = read(path, name, mapping, maximum_bytes)
     columns = {field: column for column, field in mapping.columns.items()}
     table = dataset.table
-    values = {
-        field.name: _values(raw, columns[field.name], field.dtype, mapping) for field in table.columns if field.name in columns
-    }
+    values = {field.name: _values(raw, columns[field.name], field.dtype, mapping) for field in table.columns if field.name in columns}
     for field in table.key:
         if field in values:
             raw.refuse_where(values[field].is_null(), columns[field], lambda _: "a key without a value")

@@ -72,6 +72,17 @@ class Ledger:
             result.append(newest)
         return result
 
+    def written_by(self, run_id: str) -> dict[str, int]:
+        """What a run wrote: rows_published, rows_quarantined, partitions_published."""
+        with connect(self.settings) as connection, connection.cursor(row_factory=dict_row) as cursor:
+            cursor.execute(
+                "select coalesce(sum(rows_published), 0)::bigint as rows_published, count(*) filter (where rows_published > 0)"
+                " as partitions_published, (select count(*) from ops.quarantine q where q.run_id = %(run)s) as rows_quarantined"
+                " from ops.publications where run_id = %(run)s",
+                {"run": run_id},
+            )
+            return cursor.fetchone() or {}
+
     def totals(self) -> dict[str, dict[str, int]]:
         """Per relation: partitions published, rows ever published, rows quarantined and still open, partitions blocked now."""
         with connect(self.settings) as connection, connection.cursor(row_factory=dict_row) as cursor:

@@ -110,6 +110,8 @@ class RedisStore:
     Every method raises StoreUnavailableError when Redis does not answer in time, and ConfigurationError when it refuses the password.
     """
 
+    tier = "redis"
+
     def __init__(self, settings: RedisSettings, project: str, *, read_deadline_seconds: float = 1.0) -> None:
         """`read_deadline_seconds` bounds each wait for an answer to `read`."""
         self.project = project

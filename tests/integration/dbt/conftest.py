@@ -10,13 +10,12 @@ import polars as pl
 import pytest
 from psycopg import sql
 
-from featurestore_dagster.features.raw_tables import DATASETS, MACRO_OBSERVATIONS, RAW_TABLES
-from featurestore_dagster.model.catalogue import Catalogue
+from featurestore_dagster.features.raw_tables import MACRO_OBSERVATIONS
 from featurestore_dagster.orchestration.assets.dbt import DbtRunner, build_dbt_assets
-from featurestore_dagster.projections.dbt_contract import MACRO_SERIES
+from featurestore_dagster.projections.dbt_contract import MACRO_SERIES_MART
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.postgres.connection import connect, read_frame
-from featurestore_dagster.stores.postgres.schema import ensure_yearly_partitions, statements
+from featurestore_dagster.stores.postgres.schema import ensure_yearly_partitions
 
 REPOSITORY = Path(__file__).parents[3]
 PARTITION = "2018-01-03"
@@ -51,7 +50,7 @@ class MacroDatabase:
 
     def mart(self) -> pl.DataFrame:
         query = "select * from marts.macro_series order by series_id, observation_date, known_at"
-        return read_frame(self.settings.postgres, query, {}, MACRO_SERIES.schema)
+        return read_frame(self.settings.postgres, query, {}, MACRO_SERIES_MART.schema)
 
     def build(self) -> dg.ExecuteInProcessResult:
         """One run of a partition of the dataset, the unpartitioned models, and a partitioned view that depends on the mart."""
@@ -78,10 +77,7 @@ def project_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def macro(empty_database: Settings, project_dir: Path) -> MacroDatabase:
-    catalogue = Catalogue((), RAW_TABLES, DATASETS, (), (), ())
-    with connect(empty_database.postgres) as connection:
-        for statement in statements(catalogue, connection):
-            connection.execute(statement)
+def macro(fresh_database: Settings, project_dir: Path) -> MacroDatabase:
+    with connect(fresh_database.postgres) as connection:
         ensure_yearly_partitions(connection, "raw", MACRO_OBSERVATIONS.name, 2017, 2019)
-    return MacroDatabase(empty_database, DbtRunner(empty_database, project_dir))
+    return MacroDatabase(fresh_database, DbtRunner(fresh_database, project_dir))

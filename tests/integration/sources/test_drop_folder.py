@@ -66,17 +66,30 @@ def test_a_file_is_landed_whole_with_a_receipt(drop: Path) -> None:
     assert isinstance(receipt, LandedFile)
     first = datetime(2018, 1, 2, 10, tzinfo=UTC)
     assert (receipt.name, receipt.sequence, receipt.rows, receipt.first_event, receipt.last_event, receipt.received_at) == (
-        "bars.CSV", 1, 2, first, first + timedelta(hours=1), NOW,
+        "bars.CSV",
+        1,
+        2,
+        first,
+        first + timedelta(hours=1),
+        NOW,
     )
     assert pending(drop) == {}
     assert landed(FX_CANDLES_1H, drop) == [receipt]
     assert landed(FX_CANDLES_1H, drop, after_sequence=1) == []
-    assert files_below(drop) == sorted([
-        "fx_candles_1h/mapping.yaml",
-        *(f"landed/fx_candles_1h/{name}" for name in (
-            ".lock", f"{receipt.sha256}.csv", f"{receipt.sha256}.json", f"{receipt.sha256}.canonical.parquet",
-        )),
-    ])
+    assert files_below(drop) == sorted(
+        [
+            "fx_candles_1h/mapping.yaml",
+            *(
+                f"landed/fx_candles_1h/{name}"
+                for name in (
+                    ".lock",
+                    f"{receipt.sha256}.csv",
+                    f"{receipt.sha256}.json",
+                    f"{receipt.sha256}.canonical.parquet",
+                )
+            ),
+        ]
+    )
     rows = all_rows(drop)
     assert rows.select("symbol", "close", "source", "known_at_basis").row(0) == ("EURUSD", 1.25, "files", "assumed")
     assert take(FX_CANDLES_1H, drop, CLOCK) == []
@@ -105,7 +118,11 @@ def test_without_done_a_file_is_taken_only_when_it_stands_still(drop: Path) -> N
     path = put(drop, "growing.csv", HEADER + BAR, done=False)
     put(drop, "still.csv", HEADER + BAR.replace("10:00", "11:00"), done=False)
     writer = subprocess.Popen(
-        [sys.executable, "-uc", f"import time\nwith open({str(path)!r}, 'a') as f:\n while True: f.write('\\n'); f.flush(); print(); time.sleep(.01)"],
+        [
+            sys.executable,
+            "-uc",
+            f"import time\nwith open({str(path)!r}, 'a') as f:\n while True: f.write('\\n'); f.flush(); print(); time.sleep(.01)",
+        ],
         stdout=subprocess.PIPE,
     )
     try:
@@ -163,7 +180,7 @@ def test_what_is_no_plain_readable_file_is_refused_unread(drop: Path, tmp_path: 
         "pipe.csv": "pipe.csv: it is a symbolic link or a device; put the file itself here; nothing of the file was taken",
         "empty.csv": "empty.csv: it has 0 bytes; export it again; nothing of the file was taken",
         "bars.xlsx": "bars.xlsx: its suffix is .xlsx; allowed: .csv, .parquet; nothing of the file was taken",
-        "huge.csv": "huge.csv: it has 2147483648 bytes; allowed are 268435456: split it; nothing of the file was taken",
+        "huge.csv": "huge.csv: it has 2147483648 bytes; allowed are 134217728: split it; nothing of the file was taken",
     }
     assert secret.read_text() == HEADER + BAR
     assert pending(drop) == {}
@@ -280,13 +297,22 @@ def test_killed_before_any_step_the_next_take_finishes(drop: Path, renames: int)
     (receipt,) = landed(FX_CANDLES_1H, drop)
     assert receipt.name == "2 good.csv"
     assert all_rows(drop)["close"].to_list() == [1.25]
-    assert files_below(drop) == sorted([
-        "fx_candles_1h/mapping.yaml",
-        *(f"landed/fx_candles_1h/{name}" for name in (
-            ".lock", "refused/1 bad.csv", "refused/1 bad.csv.reason.txt",
-            f"{receipt.sha256}.csv", f"{receipt.sha256}.json", f"{receipt.sha256}.canonical.parquet",
-        )),
-    ])
+    assert files_below(drop) == sorted(
+        [
+            "fx_candles_1h/mapping.yaml",
+            *(
+                f"landed/fx_candles_1h/{name}"
+                for name in (
+                    ".lock",
+                    "refused/1 bad.csv",
+                    "refused/1 bad.csv.reason.txt",
+                    f"{receipt.sha256}.csv",
+                    f"{receipt.sha256}.json",
+                    f"{receipt.sha256}.canonical.parquet",
+                )
+            ),
+        ]
+    )
     assert (drop / "landed/fx_candles_1h/refused/1 bad.csv").read_text() == bad
     assert (drop / "landed/fx_candles_1h" / f"{receipt.sha256}.csv").read_text() == good
 
@@ -301,7 +327,9 @@ def test_the_files_source_delivers_beside_the_samples(drop: Path) -> None:
     close = datetime(2018, 12, 24, 18, tzinfo=UTC)
     rows = fetch(US_EQUITY_CANDLES_1D, close - timedelta(hours=1), close, drop_folder=drop, clock=CLOCK)
     assert rows.select("symbol", "source", "event_timestamp").rows() == [
-        ("IXIC", "samples", close), ("SPX", "files", close), ("SPX", "samples", close),
+        ("IXIC", "samples", close),
+        ("SPX", "files", close),
+        ("SPX", "samples", close),
     ]
 
 

@@ -144,6 +144,21 @@ def test_whole_years_trade_what_their_sessions_trade() -> None:
         assert market.open_time(sessions["window_start"][0], sessions["window_end"][-1]) == trading
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_calendar_is_known_to_its_very_ends(name: str) -> None:
+    market = calendar(name)
+    sessions = market.sessions(market.first_day, market.last_day)
+    start, end = sessions["window_start"][0], sessions["window_end"][-1]
+    assert market.bar_ends(Timeframe.ONE_DAY, start, end).equals(sessions["closes"])
+    assert market.latest_bar_end(Timeframe.ONE_HOUR, end) == sessions["closes"][-1]
+    ends = pl.Series([start, end], dtype=UTC_MICROSECONDS)
+    assert market.session_of(ends).to_list() == [sessions["session"][0], sessions["session"][-1]]
+    assert market.open_microseconds(ends)[0] == 0
+    for outside in (start - timedelta(microseconds=1), end + timedelta(microseconds=1)):
+        with pytest.raises(UnknownPartitionError, match="outside calendar"):
+            market.is_open(outside)
+
+
 def test_open_includes_the_opening_instant_and_not_the_closing_one() -> None:
     market = calendar("XNYS")
     assert market.is_open(utc("2018-12-31T14:30"))

@@ -22,7 +22,10 @@ REFUSED = {
     "not YAML": ("columns: [", "is not YAML in UTF-8"),
     "a list": ("- 1", "mapping: Input should be a valid dictionary"),
     "empty": ("", "mapping: Input should be"),
-    "unknown key": (GOOD + "separator: ;", "separator: Extra inputs are not permitted; allowed: columns, constants, ignore, timestamp_unit"),
+    "unknown key": (
+        GOOD + "separator: ;",
+        "separator: Extra inputs are not permitted; allowed: columns, constants, ignore, timestamp_unit",
+    ),
     "missing key": (GOOD.replace("timestamp_unit: iso", ""), "timestamp_unit: Field required"),
     "unknown unit": (GOOD.replace("iso", "minutes"), "timestamp_unit: Input should be 'iso', 's', 'ms', 'us' or 'ns'"),
     "unknown zone": (GOOD.replace("UTC", "Mars/Base"), "timezone: Value error, 'Mars/Base' is no IANA time zone; write for example UTC"),
@@ -34,7 +37,10 @@ REFUSED = {
     "filled twice": (GOOD.replace("o: open", "o: close"), "filled twice: close"),
     "column and constant": (GOOD.replace("o: open", "o: symbol, oo: open"), "filled twice: symbol"),
     "mapped and ignored": (GOOD + "ignore: [o]", "both mapped and ignored: o"),
-    "constant time": (GOOD.replace("time: event_timestamp, ", "").replace("{symbol", "{event_timestamp: '2018', symbol"), "event_timestamp cannot be a constant"),
+    "constant time": (
+        GOOD.replace("time: event_timestamp, ", "").replace("{symbol", "{event_timestamp: '2018', symbol"),
+        "event_timestamp cannot be a constant",
+    ),
     "number for a text": (GOOD.replace("EURUSD", "7"), "constant symbol: 7.0 is no String"),
     "other timeframe": (GOOD.replace("timeframe: 1h", "timeframe: 4h"), "fx_candles_1h holds 1h bars, not 4h"),
     "no label": (GOOD.replace("label: bar_start", ""), "label None does not suit fx_candles_1h; allowed: bar_start or bar_end"),
@@ -78,5 +84,7 @@ def test_labels_suit_the_dataset(tmp_path: Path, dataset: Dataset, label: str, a
 
 
 def test_a_missing_mapping_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=re.escape(f"{tmp_path / 'mapping.yaml'} is missing; write one as docs/how-to/drop-files.md")):
+    with pytest.raises(
+        ConfigurationError, match=re.escape(f"{tmp_path / 'mapping.yaml'} is missing; write one as docs/how-to/drop-files.md")
+    ):
         load_mapping(tmp_path, FX_CANDLES_1H)

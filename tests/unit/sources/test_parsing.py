@@ -41,7 +41,9 @@ Parse = Callable[..., pl.DataFrame]
 def parsed(tmp_path: Path) -> Parse:
     """Write the content to a file and parse it."""
 
-    def parsed(content: bytes | str, mapping: dict[str, Any] = EURUSD, dataset: Dataset = FX_CANDLES_1H, name: str = "bars.csv") -> pl.DataFrame:
+    def parsed(
+        content: bytes | str, mapping: dict[str, Any] = EURUSD, dataset: Dataset = FX_CANDLES_1H, name: str = "bars.csv"
+    ) -> pl.DataFrame:
         path = tmp_path / name
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return parse(path, name, dataset, FileMapping.model_validate(mapping), received_at=RECEIVED_AT, maximum_bytes=10_000_000)
@@ -58,8 +60,10 @@ def parquet(frame: pl.DataFrame) -> bytes:
 def test_real_hourly_bars_come_out_as_they_went_in(parsed: Parse) -> None:
     from backtesting.test import EURUSD as BARS
 
-    rows = parsed(BARS.to_csv(), {**EURUSD, "columns": {
-        "": "event_timestamp", "Open": "open", "High": "high", "Low": "low", "Close": "close", "Volume": "volume"}})
+    rows = parsed(
+        BARS.to_csv(),
+        {**EURUSD, "columns": {"": "event_timestamp", "Open": "open", "High": "high", "Low": "low", "Close": "close", "Volume": "volume"}},
+    )
     assert dict(rows.schema) == {name: dtype for name, dtype in CANDLES.schema.items() if name != "ingested_at"}
     for field in ("Open", "High", "Low", "Close", "Volume"):
         assert rows[field.lower()].to_list() == BARS[field].to_list()
@@ -72,13 +76,14 @@ def test_real_hourly_bars_come_out_as_they_went_in(parsed: Parse) -> None:
 def test_real_daily_bars_by_session_equal_the_samples(parsed: Parse, symbol: str) -> None:
     from bokeh_sampledata import stocks
 
-    ours = samples.fetch(
-        US_EQUITY_CANDLES_1D, datetime(1999, 1, 1, tzinfo=UTC), RECEIVED_AT, clock=FrozenClock(RECEIVED_AT)
-    ).filter(symbol=symbol)
+    ours = samples.fetch(US_EQUITY_CANDLES_1D, datetime(1999, 1, 1, tzinfo=UTC), RECEIVED_AT, clock=FrozenClock(RECEIVED_AT)).filter(
+        symbol=symbol
+    )
     rows = parsed(
         pl.DataFrame(getattr(stocks, symbol)).write_csv(),
         {
-            "columns": {"date": "event_timestamp", "adj_close": "adjusted_close"} | {n: n for n in ("open", "high", "low", "close", "volume")},
+            "columns": {"date": "event_timestamp", "adj_close": "adjusted_close"}
+            | {n: n for n in ("open", "high", "low", "close", "volume")},
             "constants": {"symbol": symbol},
             "timestamp_unit": "iso",
             "timezone": "America/New_York",
@@ -95,7 +100,9 @@ numbers = st.floats(min_value=1e-6, max_value=1e9, allow_nan=False).map(lambda v
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     bars=st.lists(st.tuples(numbers, numbers, numbers, numbers, st.one_of(st.none(), numbers)), min_size=1, max_size=20),
-    symbol=st.text(st.characters(codec="utf-8", exclude_characters="\x00", exclude_categories=["Cs"]), min_size=1).filter(lambda t: t != "-"),
+    symbol=st.text(st.characters(codec="utf-8", exclude_characters="\x00", exclude_categories=["Cs"]), min_size=1).filter(
+        lambda t: t != "-"
+    ),
     delimiter=st.sampled_from([",", ";", "\t", "|"]),
     declared=st.booleans(),
     decimal_comma=st.booleans(),
@@ -138,29 +145,43 @@ MILLISECONDS = str(int(datetime(2018, 1, 2, 10, tzinfo=UTC).timestamp() * 1000))
 REFUSED_TEXTS: dict[str, tuple[bytes | str, dict[str, Any], str]] = {
     "0 bytes": (b"", {}, "bars.csv: it has no header line"),
     "header only": (HEADER, {}, "it has columns and no rows"),
-    "not UTF-8": (HEADER.encode() + b"2018-01-02 10:00,1\xff,1,1,1,1\n", {}, "it is not UTF-8 (byte 0xff cannot be decoded); export it as UTF-8"),
+    "not UTF-8": (
+        HEADER.encode() + b"2018-01-02 10:00,1\xff,1,1,1,1\n",
+        {},
+        "it is not UTF-8 (byte 0xff cannot be decoded); export it as UTF-8",
+    ),
     "UTF-16": ((HEADER + BAR).encode("utf-16"), {}, "it is not UTF-8 (byte 0xff"),
     "truncated last line": (
-        HEADER + BAR + "2018-01-02 11:00,1.2,1.2", {},
+        HEADER + BAR + "2018-01-02 11:00,1.2,1.2",
+        {},
         "line 3 has 3 fields and the header 6, column 'l' is the first without a value: the file is truncated",
     ),
     "truncated inside quotes": (HEADER + BAR + '2018-01-02 11:00,"1.2', {}, "line 3: unexpected end of data"),
     "too many fields": (HEADER + BAR + "2018-01-02 11:00,1,234,1,1,1,1\n", {}, "line 3 has 7 fields and the header 6"),
     "duplicate header": ("time,o,h,l,c,c\n" + BAR, {}, "line 1, read with the delimiter ',': column 'c' is there twice"),
     "unknown column": (
-        "time,o,h,l,c,v,vwap\n2018-01-02 10:00,1,1,1,1,1,1\n", {},
+        "time,o,h,l,c,v,vwap\n2018-01-02 10:00,1,1,1,1,1,1\n",
+        {},
         "column 'vwap' is not in the mapping; map it under columns, or name it under ignore",
     ),
     "missing column": ("time,o,h,l,c\n2018-01-02 10:00,1,1,1,1\n", {}, "column 'v' is missing; found 'time', 'o', 'h', 'l', 'c'"),
     "other delimiter": ((HEADER + BAR).replace(",", ";"), {"delimiter": ","}, "read with the delimiter ',': column 'time', 'o', 'h'"),
     "text for a number": (
-        HEADER + BAR + "2018-01-02 11:00,1,1,high,1,1\n2018-01-02 12:00,1,1,x,1,1\n", {},
-        "line 3, column 'l': 'high' is not a number with a decimal point and no thousands separator (1234.5); "
-        "for commas set decimal_comma: true (and 1 more)",
+        HEADER + BAR + "2018-01-02 11:00,1,1,high,1,1\n2018-01-02 12:00,1,1,x,1,1\n",
+        {},
+        (
+            "line 3, column 'l': 'high' is not a number with a decimal point and no thousands separator (1234.5); "
+            "for commas set decimal_comma: true (and 1 more)"
+        ),
     ),
-    "undeclared decimal comma": (HEADER.replace(",", ";") + "2018-01-02 10:00;1,2;1;1;1;1\n", {}, "line 2, column 'o': '1,2' is not a number"),
+    "undeclared decimal comma": (
+        HEADER.replace(",", ";") + "2018-01-02 10:00;1,2;1;1;1;1\n",
+        {},
+        "line 2, column 'o': '1,2' is not a number",
+    ),
     "thousands separator": (
-        HEADER.replace(",", ";") + "2018-01-02 10:00;1.234,5;1;1;1;1\n", {"decimal_comma": True},
+        HEADER.replace(",", ";") + "2018-01-02 10:00;1.234,5;1;1;1;1\n",
+        {"decimal_comma": True},
         "line 2, column 'o': '1.234,5' is not a number with a decimal comma and no thousands separator",
     ),
     "point despite decimal comma": (HEADER.replace(",", ";") + "2018-01-02 10:00;1.2;1;1;1;1\n", {"decimal_comma": True}, "'1.2' is not"),
@@ -168,32 +189,50 @@ REFUSED_TEXTS: dict[str, tuple[bytes | str, dict[str, Any], str]] = {
     "no such date": (HEADER + "2018-02-30 10:00,1,1,1,1,1\n", {}, "line 2, column 'time': '2018-02-30 10:00' is no timestamp such as"),
     "American date": (HEADER + "02/01/2018 10:00,1,1,1,1,1\n", {}, "'02/01/2018 10:00' is no timestamp such as 2018-12-31T21:00:00Z"),
     "naive": (
-        HEADER + "2018-01-02 10:00Z,1,1,1,1,1\n" + BAR, {"timezone": None},
+        HEADER + "2018-01-02 10:00Z,1,1,1,1,1\n" + BAR,
+        {"timezone": None},
         "line 3, column 'time': 2018-01-02 10:00 has no time zone; declare the zone of the file as timezone in the mapping",
     ),
     "nonexistent local time": (
-        HEADER + BAR + "2018-03-11 02:30,1,1,1,1,1\n", {"timezone": "America/New_York"},
+        HEADER + BAR + "2018-03-11 02:30,1,1,1,1,1\n",
+        {"timezone": "America/New_York"},
         "line 3, column 'time': 2018-03-11 02:30 does not exist in America/New_York",
     ),
     "ambiguous local time": (
-        HEADER + BAR + "2018-11-04 01:30,1,1,1,1,1\n", {"timezone": "America/New_York"},
+        HEADER + BAR + "2018-11-04 01:30,1,1,1,1,1\n",
+        {"timezone": "America/New_York"},
         "line 3, column 'time': 2018-11-04 01:30 exists twice in America/New_York",
     ),
     "ms taken for s": (
-        HEADER + f"{MILLISECONDS},1,1,1,1,1\n", {"timestamp_unit": "s", "timezone": None},
-        f"line 2, column 'time': {MILLISECONDS} in s is outside 1990-01-01 to 2019-01-01 22:00 UTC; "
-        "plausible is timestamp_unit: ms (2018-01-02 10:00:00 UTC)",
+        HEADER + f"{MILLISECONDS},1,1,1,1,1\n",
+        {"timestamp_unit": "s", "timezone": None},
+        (
+            f"line 2, column 'time': {MILLISECONDS} in s is outside 1990-01-01 to 2019-01-01 22:00 UTC; "
+            "plausible is timestamp_unit: ms (2018-01-02 10:00:00 UTC)"
+        ),
     ),
     "s taken for ms": (
-        HEADER + f"{MILLISECONDS[:-3]},1,1,1,1,1\n", {"timestamp_unit": "ms", "timezone": None}, "plausible is timestamp_unit: s (2018-01-02 10:00"),
+        HEADER + f"{MILLISECONDS[:-3]},1,1,1,1,1\n",
+        {"timestamp_unit": "ms", "timezone": None},
+        "plausible is timestamp_unit: s (2018-01-02 10:00",
+    ),
     "no unit fits": (HEADER + "1,1,1,1,1,1\n", {"timestamp_unit": "s", "timezone": None}, "no other unit makes it plausible"),
     "text for an epoch": (HEADER + BAR, {"timestamp_unit": "ms", "timezone": None}, "is not a whole number of ms since 1970-01-01 UTC"),
-    "beyond 64 bits": (HEADER + "99999999999999999999,1,1,1,1,1\n", {"timestamp_unit": "ns", "timezone": None}, "is not a whole number of ns"),
-    "months ahead": (HEADER + BAR + "2019-10-27 10:00,1,1,1,1,1\n", {}, "line 3, column 'time': 2019-10-27 10:00 is outside 1990-01-01 to 2019-01-01"),
+    "beyond 64 bits": (
+        HEADER + "99999999999999999999,1,1,1,1,1\n",
+        {"timestamp_unit": "ns", "timezone": None},
+        "is not a whole number of ns",
+    ),
+    "months ahead": (
+        HEADER + BAR + "2019-10-27 10:00,1,1,1,1,1\n",
+        {},
+        "line 3, column 'time': 2019-10-27 10:00 is outside 1990-01-01 to 2019-01-01",
+    ),
     "before 1990": (HEADER + "1970-01-02 10:00,1,1,1,1,1\n", {}, "1970-01-02 10:00 is outside 1990-01-01"),
     "empty key": (
         "s,time,o,h,l,c,v\n,2018-01-02 10:00,1,1,1,1,1\n",
-        {"columns": {"s": "symbol", **EURUSD["columns"]}, "constants": {}}, "line 2, column 's': a key without a value",
+        {"columns": {"s": "symbol", **EURUSD["columns"]}, "constants": {}},
+        "line 2, column 's': a key without a value",
     ),
     "other timeframe": (
         "t,time,o,h,l,c,v\n4h,2018-01-02 10:00,1,1,1,1,1\n",
@@ -218,14 +257,26 @@ REFUSED_FRAMES: dict[str, tuple[bytes, dict[str, Any], str]] = {
     "truncated": (parquet(FRAME)[:-20], {}, "it is no readable Parquet file"),
     "no rows": (parquet(FRAME.clear()), {}, "it has columns and no rows"),
     "text for a number": (parquet(FRAME.with_columns(c=pl.lit("high"))), {}, "row 1, column 'c': 'high' is not a number"),
-    "boolean for a number": (parquet(FRAME.with_columns(c=pl.lit(value=True))), {}, "column 'c' has the type Boolean, but Float64 is needed"),
+    "boolean for a number": (
+        parquet(FRAME.with_columns(c=pl.lit(value=True))),
+        {},
+        "column 'c' has the type Boolean, but Float64 is needed",
+    ),
     "naive": (parquet(FRAME), {"timezone": None}, "row 1, column 'time': 2018-01-02 10:00:00 has no time zone"),
     "null time": (parquet(pl.concat([FRAME, FRAME.with_columns(time=None)])), {}, "row 2, column 'time': a row without a timestamp"),
-    "number for a time": (parquet(FRAME.with_columns(time=pl.lit(5.0))), {}, "column 'time' has the type Float64, but the mapping declares"),
+    "number for a time": (
+        parquet(FRAME.with_columns(time=pl.lit(5.0))),
+        {},
+        "column 'time' has the type Float64, but the mapping declares",
+    ),
     "time for an epoch": (
-        parquet(FRAME), {"timestamp_unit": "s", "timezone": None}, "column 'time' has the type Datetime(time_unit='us', time_zone=None), but Int64"),
+        parquet(FRAME),
+        {"timestamp_unit": "s", "timezone": None},
+        "column 'time' has the type Datetime(time_unit='us', time_zone=None), but Int64",
+    ),
     "too large": (
-        parquet(pl.select(pl.repeat(0, 2_000_000).alias("o"))), {},
+        parquet(pl.select(pl.repeat(0, 2_000_000).alias("o"))),
+        {},
         "it declares 2000000 rows of 1 columns, 16000000 bytes or more; allowed are 10000000: split it",
     ),
     "extra column": (parquet(FRAME.with_columns(x=1)), {}, "its schema: column 'x' is not in the mapping"),
@@ -304,7 +355,10 @@ def test_macro_observations_and_corporate_actions(parsed: Parse) -> None:
         US_MACRO,
     )
     assert macro.select("series_id", "observation_date", "value", "event_timestamp").row(0) == (
-        "DGS10", date(1962, 1, 2), 4.06, datetime(1962, 1, 4, 3, 15, tzinfo=UTC),
+        "DGS10",
+        date(1962, 1, 2),
+        4.06,
+        datetime(1962, 1, 4, 3, 15, tzinfo=UTC),
     )
     actions = parsed(
         "s,kind,r,ex\nFB,split,3,2018-07-02\n",

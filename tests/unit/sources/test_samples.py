@@ -66,7 +66,10 @@ def test_values_are_those_that_the_packages_load() -> None:
             assert ours[field].to_list() == loaded[theirs].to_list()
     macro = everything(US_MACRO)
     for series, module, column in (
-        ("VIXCLS", vix, "vix"), ("DCOILWTICO", wti, "DCOILWTICO"), ("BAA", default, "BAA"), ("CPILFESL", core_cpi, "CPILFESL"),
+        ("VIXCLS", vix, "vix"),
+        ("DCOILWTICO", wti, "DCOILWTICO"),
+        ("BAA", default, "BAA"),
+        ("CPILFESL", core_cpi, "CPILFESL"),
     ):
         ours = macro.filter(series_id=series).sort("observation_date")
         loaded = module.load()[column].dropna().tail(ours.height)
@@ -92,14 +95,24 @@ def test_corporate_actions_are_the_known_ones() -> None:
         ("AAPL", date(2005, 2, 28), 2.0, None),
         ("MSFT", date(2003, 2, 18), 2.0, None),
     ]
-    paid = {(symbol, day): cash for symbol, day, cash in actions.filter(action="dividend").select(
-        "symbol", pl.col("event_timestamp").dt.date(), "cash_amount").rows()}
+    paid = {
+        (symbol, day): cash
+        for symbol, day, cash in actions.filter(action="dividend")
+        .select("symbol", pl.col("event_timestamp").dt.date(), "cash_amount")
+        .rows()
+    }
     assert {key: paid[key] for key in [("AAPL", date(2012, 8, 9)), ("MSFT", date(2004, 11, 15)), ("MSFT", date(2003, 2, 19))]} == {
-        ("AAPL", date(2012, 8, 9)): 2.65, ("MSFT", date(2004, 11, 15)): 3.08, ("MSFT", date(2003, 2, 19)): 0.08,
+        ("AAPL", date(2012, 8, 9)): 2.65,
+        ("MSFT", date(2004, 11, 15)): 3.08,
+        ("MSFT", date(2003, 2, 19)): 0.08,
     }
     assert pl.Series(paid.values()).is_between(0.08, 3.08).all()
     assert {symbol: sum(1 for paying, _ in paid if paying == symbol) for symbol in samples.STOCKS} == {
-        "AAPL": 3, "MSFT": 37, "IBM": 52, "GOOG": 0, "FB": 0,
+        "AAPL": 3,
+        "MSFT": 37,
+        "IBM": 52,
+        "GOOG": 0,
+        "FB": 0,
     }
     opens = calendar("XNYS").table["opens"]
     assert actions["event_timestamp"].is_in(opens.implode()).all()

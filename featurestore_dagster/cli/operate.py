@@ -1,0 +1,220 @@
+"""Commands that run things: up, down, status, materialize."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import date, datetime
+from typing import Annotated, Any
+
+import polars as pl
+import typer
+
+from featurestore_dagster.calendars import calendar
+from featurestore_dagster.cli.output import AsJson, console, print_json, print_rows
+from featurestore_dagster.errors import RefusedError
+from featurestore_dagster.features import CATALOGUE
+from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
+from featurestore_dagster.settings import Settings
+from featurestore_dagster.stores.embedded import EmbeddedServices
+from featurestore_dagster.stores.postgres import Ledger, PostgresStore
+
+
+@contextmanager
+def connected(settings: Settings) -> Iterator[Settings]:
+    """Settings with reachable stores: embedded servers that do not run are started, and stopped again on leaving."""
+    if not settings.embedded:
+        yield settings
+        return
+    with EmbeddedServices(settings) as running:
+        yield running
+
+
+def up(
+    read_only: Annotated[bool, typer.Option("--read-only", help="The webserver launches, cancels and switches nothing.")] = False,
+) -> None:
+    """Run webserver, daemon, code server and embedded stores in the foreground until Ctrl-C.
+
+    Example: `featurestore up`, or for old data as if it were now: `FEATURESTORE_CLOCK=2018-12-31T22:00:00Z featurestore up`
+    """
+    from featurestore_dagster import supervisor
+
+    settings = Settings()
+
+    def apply_schema(running: Settings) -> None:
+        PostgresStore(running.postgres, running.make_clock()).apply(CATALOGUE)
+
+    if settings.make_clock().replayed:
+        console.print(f"[yellow]{settings.make_clock().replayed}[/]")
+    raise typer.Exit(supervisor.up(settings, read_only=read_only, on_stores_ready=apply_schema))
+
+
+def down() -> None:
+    """Stop what `up` started, and the embedded stores.
+
+    Example: `featurestore down`
+    """
+    from featurestore_dagster import supervisor
+
+    console.print("stopped" if supervisor.down(Settings()) else "nothing was running")
+
+
+def status(as_json: bool = AsJson) -> None:
+    """What runs, and the SLO state of each view. Exit code 1 when something is down.
+
+    Example: `featurestore status --json`
+    """
+    from featurestore_dagster import supervisor
+    from featurestore_dagster.serving.client import FeatureStoreClient
+
+    settings = Settings()
+    tree = supervisor.status(settings)
+    stores_ready = all(process.ready for process in tree.processes if process.name in {"postgres", "redis"})
+    states = freshness_rows(FeatureStoreClient(settings)) if stores_ready else []
+    clock = settings.make_clock()
+    if as_json:
+        print_json({"tree": asdict(tree), "ready": tree.ready, "clock": clock.replayed or "real time", "slo": states})
+    else:
+        print_rows("Processes", [asdict(process) for process in tree.processes])
+        if tree.url:
+            console.print(f"Dagster UI: {tree.url}", highlight=False)
+        print_rows(f"SLO at {clock.now().isoformat(timespec='seconds')}" + (f" ({clock.replayed})" if clock.replayed else ""), states, empty="stores are down")
+    raise typer.Exit(0 if tree.ready else 1)
+
+
+def freshness_rows(client: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - the client's import is slow for commands that need none
+    """One printable line per stream."""
+    return [
+        {
+            "view": state.view,
+            "stream": state.stream,
+            "state": state.freshness.state.value,
+            "newest_row": _short(state.freshness.watermark),
+            "next_due": _short(state.freshness.next_due_at),
+            "behind": "; ".join(state.worst[:3]) or None,
+        }
+        for state in client.get_feature_freshness()
+    ]
+
+
+def _short(instant: datetime | None) -> str | None:
+    return instant.isoformat(timespec="minutes") if instant else None
+
+
+def materialize(
+    start: Annotated[str, typer.Argument(metavar="START", help="First session, YYYY-MM-DD.")],
+    end: Annotated[str, typer.Argument(metavar="END", help="Last session, YYYY-MM-DD; inclusive.")],
+    calendar_name: Annotated[str | None, typer.Option("--calendar", help="Only this calendar's path, for example XNYS.")] = None,
+    as_json: bool = AsJson,
+) -> None:
+    """Fetch, audit, publish and serve the sessions from START to END, through Dagster.
+
+    Example: `featurestore materialize 2018-12-01 2018-12-31 --calendar XNYS`
+    """
+    settings = Settings()
+    first, last = _day(start), _day(end)
+    if first > last:
+        raise typer.BadParameter(f"START {start} is after END {end}")
+    known = list(dict.fromkeys(dataset.calendar for dataset in CATALOGUE.datasets))
+    if calendar_name and calendar_name not in known:
+        raise typer.BadParameter(f"calendar {calendar_name!r} has no dataset; allowed: {', '.join(known)}")
+    with connected(settings) as running:
+        PostgresStore(running.postgres, running.make_clock()).apply(CATALOGUE)
+        results = [
+            result
+            for name in ([calendar_name] if calendar_name else known)
+            if (result := run_path(running, name, first, last, quiet=as_json)) is not None
+        ]
+    if not results:
+        raise RefusedError(f"no session of {', '.join(known)} with declared data lies in {start}..{end}; nothing was done")
+    if as_json:
+        print_json([asdict(result) for result in results])
+    raise typer.Exit(0 if all(result.succeeded for result in results) else 1)
+
+
+@dataclass(frozen=True)
+class PathRun:
+    """Outcome of one path run; `rows_published` and `rows_quarantined` count what this run wrote."""
+
+    job: str
+    run_id: str
+    first: str
+    last: str
+    sessions: int
+    succeeded: bool
+    rows_published: int
+    rows_quarantined: int
+    partitions_published: int
+    seconds_by_step: dict[str, float]
+    failures: dict[str, str]
+
+
+def run_path(settings: Settings, calendar_name: str, first: date, last: date, *, quiet: bool = False) -> PathRun | None:
+    """Run the path job of a calendar over the sessions that have listed symbols; None when there are none.
+
+    Steps are printed as they happen, unless `quiet`.
+    """
+    from featurestore_dagster.supervisor.tree import prepare_dagster_home
+
+    sessions = _sessions(settings, calendar_name, first, last)
+    if not sessions:
+        return None
+    prepare_dagster_home(settings)
+    job = f"{calendar_name.lower().replace('/', '_')}_path"
+    ledger = Ledger(settings.postgres)
+    run_id, seconds, failures, succeeded = "", dict[str, float](), dict[str, str](), False
+    log = settings.data_folder / "launch.log"
+    command = [sys.executable, "-m", "featurestore_dagster.launch", job, sessions[0].isoformat(), sessions[-1].isoformat()]
+    if not quiet:
+        console.print(f"{job}: {len(sessions)} sessions, {sessions[0]} to {sessions[-1]}", highlight=False)
+    with (
+        log.open("ab") as stderr,
+        subprocess.Popen(command, env=settings.child_environment(), stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+        console.status("loading the code location", spinner="dots") as spinner,
+    ):
+        for line in process.stdout or ():
+            if not line.startswith("{"):
+                continue
+            event = json.loads(line)
+            run_id, succeeded = event.get("run_id", run_id), event.get("status") == "succeeded"
+            step, state = event.get("step"), event.get("state")
+            if state == "succeeded":
+                seconds[step] = event["seconds"]
+            elif state == "failed":
+                failures[step] = event.get("message", "")
+            if quiet or step is None:
+                continue
+            if state == "started":
+                spinner.update(f"{step}")
+            elif state == "succeeded":
+                console.print(f"  [green]done[/] {step} {event['seconds']:.1f} s", highlight=False)
+            else:
+                console.print(f"  [red]{state}[/] {step}", highlight=False)
+                console.print(event.get("message", ""), markup=False, highlight=False)
+    if process.returncode and not failures:
+        failures["launch"] = f"the run did not start or was killed (exit code {process.returncode}); see {log}"
+        console.print(failures["launch"], highlight=False)
+    written = ledger.written_by(run_id)
+    return PathRun(
+        job, run_id, sessions[0].isoformat(), sessions[-1].isoformat(), len(sessions), succeeded and process.returncode == 0,
+        written["rows_published"], written["rows_quarantined"], written["partitions_published"], seconds, failures,
+    )  # fmt: skip
+
+
+def _sessions(settings: Settings, calendar_name: str, first: date, last: date) -> list[date]:
+    """Sessions of the range that the partition definition has: from the first listing to the clock's session."""
+    market = calendar(calendar_name)
+    bars = [dataset for dataset in CATALOGUE.datasets if dataset.calendar == calendar_name and dataset.bars]
+    earliest = min(listing.first for dataset in bars for listing in CATALOGUE.listings(dataset).values())
+    now = market.session_of(pl.Series([settings.make_clock().now()], dtype=UTC_MICROSECONDS))[0]
+    low, high = max(first, earliest), min(last, now)
+    return market.sessions(low, high)["session"].to_list() if low <= high else []
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no date; give YYYY-MM-DD") from None

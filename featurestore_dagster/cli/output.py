@@ -1,0 +1,40 @@
+"""Printing: tables for people, JSON for programs. What is printed belongs to the commands."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+console = Console()
+errors = Console(stderr=True)
+
+AsJson = typer.Option(False, "--json", help="Print JSON instead of a table.")
+
+
+def print_json(value: object) -> None:
+    """Indented JSON; instants, paths and durations as text."""
+    typer.echo(json.dumps(value, indent=2, default=str))
+
+
+def print_rows(title: str, rows: Sequence[Mapping[str, Any]], *, empty: str = "nothing") -> None:
+    """A table whose columns are the keys of the first row."""
+    if not rows:
+        console.print(f"{title}: {empty}", highlight=False)
+        return
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), justify="right" if all(isinstance(row[name], int | float) for row in rows) else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    console.print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,66 @@
+"""Run a calendar's path over a range of sessions, here and now: `python -m featurestore_dagster.launch JOB START END`.
+
+For the command line: the caller starts this module with the environment of `Settings.child_environment`, and reads one JSON line per
+asset step from standard output. The run is recorded in Dagster's storage like any other. Deciding what to run does not belong here.
+"""
+
+import json
+import sys
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run_iterator
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PARTITION_NAME_TAG
+
+STEP_EVENTS = {
+    dg.DagsterEventType.STEP_START: "started",
+    dg.DagsterEventType.STEP_SUCCESS: "succeeded",
+    dg.DagsterEventType.STEP_FAILURE: "failed",
+    dg.DagsterEventType.STEP_SKIPPED: "skipped",
+    dg.DagsterEventType.STEP_UP_FOR_RETRY: "will be retried",
+}
+
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+"""Each event of ten years of partitions on the console would cost more than the work."""
+
+
+def main(job_name: str, start: str, end: str) -> int:
+    """Execute the job over [start, end]; 0 when the run succeeded, 1 when a step failed.
+
+    Prints JSON lines: {"run_id"} first, then {"step", "state", "seconds", "message"} for each change of a step, last {"status"}.
+    """
+    from featurestore_dagster.definitions import defs
+
+    job = defs.resolve_job_def(job_name)
+    tags = {PARTITION_NAME_TAG: start} if start == end else {ASSET_PARTITION_RANGE_START_TAG: start, ASSET_PARTITION_RANGE_END_TAG: end}
+    with dg.DagsterInstance.get() as instance:
+        run = instance.create_run_for_job(job, run_config=QUIET, tags=tags)
+        _say({"run_id": run.run_id})
+        for event in execute_run_iterator(InMemoryJob(job), run, instance):
+            state = STEP_EVENTS.get(event.event_type)
+            if state and event.step_key:
+                _say({"step": event.step_key, "state": state, **_details(event)})
+        finished = instance.get_run_by_id(run.run_id)
+        succeeded = finished is not None and finished.is_success
+        _say({"status": "succeeded" if succeeded else "failed"})
+    return 0 if succeeded else 1
+
+
+def _details(event: dg.DagsterEvent) -> dict[str, Any]:
+    if event.is_step_success:
+        return {"seconds": event.step_success_data.duration_ms / 1000}
+    if event.is_step_failure:
+        data = event.step_failure_data
+        failure = data.user_failure_data
+        return {"message": (failure and failure.description) or (data.error.message if data.error else "")}
+    return {}
+
+
+def _say(line: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,117 @@
+"""docker-compose.yml, Dockerfile, dagster.yaml and workspace.yaml, as far as they can be judged without an engine."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from featurestore_dagster.settings import Settings
+from featurestore_dagster.stores.embedded import redis_server
+from featurestore_dagster.supervisor.tree import NAMES
+
+PROJECT = Path(__file__).resolve().parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = sorted(name for name, service in SERVICES.items() if service["image"] == "featurestore-dagster")
+REFERENCE = re.compile(r"(?<!\$)\$\{(\w+)(?:(:-|:\?)([^}]*))?\}")
+
+
+def references() -> list[tuple[str, str, str]]:
+    """Name, operator and default of every variable in the file."""
+    return REFERENCE.findall((PROJECT / "docker-compose.yml").read_text())
+
+
+def test_profiles_hold_what_a_deployment_needs() -> None:
+    profiles = {name: service["profiles"] for name, service in SERVICES.items()}
+    assert {name for name, of in profiles.items() if of == ["data"]} == {"postgres", "redis"}
+    assert {name for name, of in profiles.items() if of == ["apps"]} == {"schema", *NAMES}
+    assert SERVICES["postgres"]["image"].startswith("timescale/timescaledb:")
+    assert int(SERVICES["postgres"]["image"].rsplit("pg")[-1]) >= 16
+    assert int(SERVICES["redis"]["image"].removeprefix("redis:").split(".")[0]) >= 7
+    assert not [service["image"] for service in SERVICES.values() if service["image"].endswith("latest")]
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_a_service_is_checked_unprivileged_and_loopback_only(name: str) -> None:
+    service = SERVICES[name]
+    if service["restart"] != "no":
+        assert service["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
+        assert {"interval", "timeout", "retries"} <= set(service["healthcheck"])
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert name in OURS or service["user"] in {"postgres", "redis"}
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    assert not service.get("privileged")
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_services_run_programs_that_exist_with_settings_that_exist(name: str) -> None:
+    service = SERVICES[name]
+    scripts = (PROJECT / "pyproject.toml").read_text()
+    if "entrypoint" in service:
+        assert re.search(rf"^{service['entrypoint'][0]} = ", scripts, re.MULTILINE)
+    else:
+        action, process, *options = service["command"]
+        assert (action, set(options) <= {"--read-only"}) == ("run", True)
+        assert process in NAMES
+        assert service["healthcheck"]["test"][1:] == ["python", "-m", "featurestore_dagster.supervisor", "check", process]
+    assert set(service["environment"]) <= set(Settings.variables())
+    assert service["environment"]["FEATURESTORE_SERVICES"] == "external"
+
+
+def test_defaults_in_the_file_are_accepted_by_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"POSTGRES_PASSWORD": "a", "REDIS_PASSWORD": "b"}
+    for name, value in SERVICES["code-server"]["environment"].items():
+        monkeypatch.setenv(name, REFERENCE.sub(lambda match: given.get(match[1], match[3]), value))
+    settings = Settings()
+    assert (settings.postgres.host, settings.redis.host, settings.embedded) == ("postgres", "redis", False)
+    assert settings.home == Path("/data/dagster")
+
+
+def test_passwords_have_no_default() -> None:
+    secrets = [reference for reference in references() if "PASSWORD" in reference[0]]
+    assert len(secrets) >= 4
+    assert {operator for _, operator, _ in secrets} == {":?"}
+    assert {name for name, *_ in references() if not name.endswith("_PUBLISHED_PORT")} <= set(Settings.variables())
+
+
+def test_names_in_the_file_refer_to_something() -> None:
+    for service in SERVICES.values():
+        assert set(service.get("depends_on", {})) <= set(SERVICES)
+        assert {config["source"] for config in service.get("configs", [])} <= set(COMPOSE["configs"])
+        assert {volume.split(":")[0] for volume in service.get("volumes", [])} <= set(COMPOSE["volumes"])
+    for name, dependency in ((name, on) for service in SERVICES.values() for name, on in service.get("depends_on", {}).items()):
+        assert dependency.get("required", True) == (SERVICES[name]["profiles"] != ["data"])  # the data profile may be left out
+
+
+def test_redis_is_configured_as_the_embedded_one() -> None:
+    options = dict(line.split(" ", 1) for line in COMPOSE["configs"]["redis"]["content"].splitlines())
+    ours = {name: value for name, value in redis_server.OPTIONS.items() if name not in {"bind", "set-proc-title"}}
+    assert {name: options[name] for name in ours} == ours
+
+
+def test_the_image_is_not_root_and_holds_no_secrets() -> None:
+    lines = (PROJECT / "Dockerfile").read_text().splitlines()
+    last_stage = lines[max(number for number, line in enumerate(lines) if line.startswith("FROM")) :]
+    assert "USER 10001:10001" in last_stage
+    assert not [line for line in lines if "PASSWORD" in line or "index-url" in line]
+    assert any("--require-hashes" in line for line in lines)
+    ignored = (PROJECT / ".dockerignore").read_text().split()
+    assert {".git", ".env", ".venv", ".featurestore"} <= set(ignored)
+
+
+def test_the_workspace_names_variables_that_children_get() -> None:
+    [location] = yaml.safe_load((PROJECT / "workspace.yaml").read_text())["load_from"]
+    server = location["grpc_server"]
+    assert {server["host"]["env"], server["port"]["env"]} <= set(Settings.variables())
+
+
+def test_the_instance_has_no_telemetry_and_one_writer_for_each_pool() -> None:
+    instance = yaml.safe_load((PROJECT / "dagster.yaml").read_text())
+    assert instance["storage"]["postgres"]["postgres_url"] == {"env": "DAGSTER_PG_URL"}
+    assert instance["telemetry"] == {"enabled": False}
+    assert instance["concurrency"]["pools"]["default_limit"] == 1
+    assert instance["run_monitoring"]["enabled"]
+    assert instance["freshness"]["enabled"]
+    assert (instance["run_retries"]["max_retries"], instance["run_retries"]["retry_on_asset_or_op_failure"]) == (1, False)
