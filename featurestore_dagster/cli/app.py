@@ -28,6 +28,4 @@ app.command()(store.audit)
 app.command()(store.generate)
 app.command()(browse.env)
 app.add_typer(quarantine.app, name="quarantine")
-app.command(
-    name="feast", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-)(feast.feast)
+app.command(name="feast", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(feast.feast)

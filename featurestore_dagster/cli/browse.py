@@ -79,7 +79,10 @@ def info(
         return
     if name not in services:
         view = CATALOGUE.view(name)
-        console.print(f"{view.description}.\nKeys {', '.join(view.join_keys)}; SLO {view.slo.max_lag}; TTL {view.ttl} open-market time", highlight=False)
+        console.print(
+            f"{view.description}.\nKeys {', '.join(view.join_keys)}; SLO {view.slo.max_lag}; TTL {view.ttl} open-market time",
+            highlight=False,
+        )
     print_rows(name, rows)
 
 
@@ -108,13 +111,15 @@ def get(
         print_json(answer.to_dict())
     else:
         replayed = settings.make_clock().replayed
-        title = f"{symbol or portfolio} at {answer.as_of.isoformat(timespec='seconds')}" + (f" ({replayed})" if replayed and not as_of else "")
+        title = f"{symbol or portfolio} at {answer.as_of.isoformat(timespec='seconds')}" + (
+            f" ({replayed})" if replayed and not as_of else ""
+        )
         print_rows(title, vector_rows(answer))
     found = any(value.event_timestamp is not None for row in answer.rows for value in row.values)
     raise typer.Exit(0 if found else 1)
 
 
-def vector_rows(answer: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - OnlineFeatures; its import is slow for commands that need none
+def vector_rows(answer: Any) -> list[dict[str, Any]]:
     """One printable line per value."""
     return [
         {

@@ -21,9 +21,7 @@ DEMO_SYMBOL = "SPX"
 DEMO_SERVICE = "daily_equity_service"
 
 
-def demo(
-    start: Annotated[str, typer.Option(help="First session to ingest, YYYY-MM-DD.")] = "1999-01-04", as_json: bool = AsJson
-) -> None:
+def demo(start: Annotated[str, typer.Option(help="First session to ingest, YYYY-MM-DD.")] = "1999-01-04", as_json: bool = AsJson) -> None:
     """Start the stores, ingest twenty years of real daily data, run the graph through Dagster, and serve a vector.
 
     Runs on a replay clock (2018-12-31T22:00:00Z) unless FEATURESTORE_CLOCK says otherwise. A second run publishes nothing new.
@@ -44,7 +42,9 @@ def demo(
         began = time.monotonic()
 
     if not as_json:
-        console.print(f"[bold]featurestore demo[/]  data in {settings.data_folder}  [yellow]{clock.replayed or 'real time'}[/]", highlight=False)
+        console.print(
+            f"[bold]featurestore demo[/]  data in {settings.data_folder}  [yellow]{clock.replayed or 'real time'}[/]", highlight=False
+        )
     with console.status("starting PostgreSQL and Redis") as _, connected(settings) as running:
         lap("start stores")
         PostgresStore(running.postgres, clock).apply(CATALOGUE)
@@ -67,7 +67,7 @@ def demo(
     raise typer.Exit(0 if run.succeeded else 1)
 
 
-def _print(run: Any, vector: Any, states: list[dict[str, Any]], seconds: dict[str, float], replayed: str | None) -> None:  # noqa: ANN401
+def _print(run: Any, vector: Any, states: list[dict[str, Any]], seconds: dict[str, float], replayed: str | None) -> None:
     print_rows("Seconds", [{"step": name, "seconds": value} for name, value in seconds.items()])
     if run.rows_published:
         console.print(
@@ -75,7 +75,9 @@ def _print(run: Any, vector: Any, states: list[dict[str, Any]], seconds: dict[st
             f" {run.rows_published:,} rows published, {run.rows_quarantined:,} quarantined"
         )
     else:
-        console.print(f"Nothing new: all {run.sessions:,} sessions were published before, unchanged; 0 rows published, {run.rows_quarantined:,} quarantined")
+        console.print(
+            f"Nothing new: all {run.sessions:,} sessions were published before, unchanged; 0 rows published, {run.rows_quarantined:,} quarantined"
+        )
     title = f"{DEMO_SYMBOL} (S&P 500 index), {DEMO_SERVICE}" + (f", {replayed}" if replayed else "")
     print_rows(title, vector_rows(vector))
     print_rows("SLO state", states)

@@ -7,9 +7,9 @@ from pathlib import Path
 import typer
 
 from featurestore_dagster.cli.operate import connected
+from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.postgres import PostgresStore
-from featurestore_dagster.features import CATALOGUE
 
 FEATURE_REPO = Path(__file__).parent.parent.parent / "feature_repo"
 

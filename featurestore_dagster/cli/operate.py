@@ -80,11 +80,15 @@ def status(as_json: bool = AsJson) -> None:
         print_rows("Processes", [asdict(process) for process in tree.processes])
         if tree.url:
             console.print(f"Dagster UI: {tree.url}", highlight=False)
-        print_rows(f"SLO at {clock.now().isoformat(timespec='seconds')}" + (f" ({clock.replayed})" if clock.replayed else ""), states, empty="stores are down")
+        print_rows(
+            f"SLO at {clock.now().isoformat(timespec='seconds')}" + (f" ({clock.replayed})" if clock.replayed else ""),
+            states,
+            empty="stores are down",
+        )
     raise typer.Exit(0 if tree.ready else 1)
 
 
-def freshness_rows(client: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - the client's import is slow for commands that need none
+def freshness_rows(client: Any) -> list[dict[str, Any]]:
     """One printable line per stream."""
     return [
         {

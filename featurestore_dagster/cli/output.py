@@ -26,7 +26,9 @@ def print_rows(title: str, rows: Sequence[Mapping[str, Any]], *, empty: str = "n
         return
     table = Table(title=title, title_justify="left", title_style="bold")
     for name in rows[0]:
-        table.add_column(name.replace("_", " "), justify="right" if all(isinstance(row[name], int | float) for row in rows) else "left", overflow="fold")
+        table.add_column(
+            name.replace("_", " "), justify="right" if all(isinstance(row[name], int | float) for row in rows) else "left", overflow="fold"
+        )
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
     console.print(table)

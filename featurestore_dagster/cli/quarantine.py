@@ -106,7 +106,10 @@ def _line(row: QuarantinedRow) -> dict[str, object]:
 
 
 def _frame(rows: list[QuarantinedRow], schema: dict[str, pl.DataType]) -> pl.DataFrame:
-    texts = pl.DataFrame([{name: None if row.row[name] is None else str(row.row[name]) for name in schema} for row in rows], schema=dict.fromkeys(schema, pl.String))
+    texts = pl.DataFrame(
+        [{name: None if row.row[name] is None else str(row.row[name]) for name in schema} for row in rows],
+        schema=dict.fromkeys(schema, pl.String),
+    )
     return texts.with_columns(
         pl.col(name).str.to_datetime(time_unit="us", time_zone="UTC") if isinstance(dtype, pl.Datetime) else pl.col(name).cast(dtype)
         for name, dtype in schema.items()

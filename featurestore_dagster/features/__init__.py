@@ -10,6 +10,4 @@ from featurestore_dagster.model.catalogue import Catalogue
 
 VIEWS = (*EQUITY_VIEWS, *MACRO_VIEWS)
 
-CATALOGUE = Catalogue(
-    entities=ENTITIES, raw_tables=RAW_TABLES, datasets=DATASETS, sources=(SAMPLES, FILES), views=VIEWS, services=SERVICES
-)
+CATALOGUE = Catalogue(entities=ENTITIES, raw_tables=RAW_TABLES, datasets=DATASETS, sources=(SAMPLES, FILES), views=VIEWS, services=SERVICES)

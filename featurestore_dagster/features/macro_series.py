@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.errors import DeclarationError
+from featurestore_dagster.model.feature_view import FeatureView
 
 DAILY_MAXIMUM_AGE_DAYS = 7
 MONTHLY_MAXIMUM_AGE_DAYS = 75

@@ -39,7 +39,12 @@ class Catalogue:
     def __post_init__(self) -> None:
         """Refuse duplicate names, and references to what is not declared."""
         families: tuple[Iterable[Named], ...] = (
-            self.entities, self.raw_tables, self.datasets, self.sources, self.views, self.services,
+            self.entities,
+            self.raw_tables,
+            self.datasets,
+            self.sources,
+            self.views,
+            self.services,
         )
         for family in families:
             counts = Counter(item.name for item in family)

@@ -60,7 +60,7 @@ class FeatureView:
         if self.ttl < self.slo.max_lag:
             raise DeclarationError(f"view {self.name}: TTL {self.ttl} is below its SLO {self.slo.max_lag}; every value would expire early")
         for stream in self.streams:
-            if len(stream.schedule.split()) != 5:  # noqa: PLR2004 - the five fields of cron
+            if len(stream.schedule.split()) != 5:
                 raise DeclarationError(f"view {self.name}, stream {stream.name}: {stream.schedule!r} is not a five-field cron expression")
 
     @property

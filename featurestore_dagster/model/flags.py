@@ -2,6 +2,8 @@
 
 from enum import IntFlag
 
+import polars as pl
+
 
 class QualityFlag(IntFlag):
     """Bit b is `1 << b`; the numbers are stored and must never be reused."""
@@ -36,10 +38,13 @@ class QualityFlag(IntFlag):
         """Names of the set bits, lowest bit first."""
         return [flag.name for flag in cls if flag.name and bitmask & flag.value]
 
+    @classmethod
+    def counts(cls, flags: pl.Series) -> dict[str, int]:
+        """Rows by flag that is set on any of them; `flags` Int64, no NULLs."""
+        return {flag.name: count for flag in cls if flag.name and (count := int((flags & flag.value != 0).sum()))} if flags.any() else {}
 
-QUARANTINED = (
-    QualityFlag.TIMESTAMP_MISMATCH | QualityFlag.COMPUTATION_ERROR | QualityFlag.STUCK_FEED | QualityFlag.OUT_OF_SESSION
-)
+
+QUARANTINED = QualityFlag.TIMESTAMP_MISMATCH | QualityFlag.COMPUTATION_ERROR | QualityFlag.STUCK_FEED | QualityFlag.OUT_OF_SESSION
 """A row with one of these never reaches a feature table or the online store."""
 
 PROPAGATED = (

@@ -1,6 +1,7 @@
 """Time: bar lengths, computation anchors and the injected clock. Sessions and holidays do not belong here (see `calendars`)."""
 
 import re
+from collections.abc import Hashable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -52,7 +53,7 @@ _DURATIONS = {
 }
 
 
-class Clock(Protocol):
+class Clock(Hashable, Protocol):
     """Source of "now"; injected so that tests and replays decide it."""
 
     @property

@@ -51,8 +51,11 @@ class BatchingPostgresEventLogStorage(PostgresEventLogStorage):
     def _store_asset_check_evaluation_planned(self, event: EventLogEntry, event_id: int | None) -> None:
         """As the parent, but a partition's row does not repeat the list of all partitions: that is quadratic in their number."""
         planned = event.get_dagster_event().asset_check_planned_data
-        partitions = planned.partitions_subset.get_partition_keys() if planned.partitions_subset else [None]
-        slim = event.get_dagster_event()._replace(event_specific_data=AssetCheckEvaluationPlanned(asset_key=planned.asset_key, check_name=planned.check_name))
+        keys = planned.partitions_subset.get_partition_keys() if planned.partitions_subset else None
+        partitions: list[str | None] = [None] if keys is None else [*keys]
+        slim = event.get_dagster_event()._replace(
+            event_specific_data=AssetCheckEvaluationPlanned(asset_key=planned.asset_key, check_name=planned.check_name)
+        )
         text = serialize_value(event._replace(dagster_event=slim))
         row = {
             "asset_key": planned.asset_key.to_string(),
@@ -60,7 +63,7 @@ class BatchingPostgresEventLogStorage(PostgresEventLogStorage):
             "run_id": event.run_id,
             "execution_status": AssetCheckExecutionRecordStatus.PLANNED.value,
             "evaluation_event": text,
-            "evaluation_event_timestamp": self._event_insert_timestamp(event),
+            "evaluation_event_timestamp": self._event_insert_timestamp(event),  # type: ignore[no-untyped-call]
             "evaluation_event_storage_id": event_id,
         }
         with self.index_transaction() as connection:
@@ -94,7 +97,7 @@ class BatchingPostgresEventLogStorage(PostgresEventLogStorage):
                     "partition": evaluation.partition,
                     "execution_status": status.value,
                     "evaluation_event": serialize_value(event),
-                    "evaluation_event_timestamp": self._event_insert_timestamp(event),
+                    "evaluation_event_timestamp": self._event_insert_timestamp(event),  # type: ignore[no-untyped-call]
                     "evaluation_event_storage_id": storage_id,
                     "materialization_event_storage_id": target and target.storage_id,
                 }

@@ -30,7 +30,7 @@ def build_path_job(catalogue: Catalogue, calendar_name: str, clock: Clock) -> Un
     streams = path_streams(catalogue, calendar_name)
     keys = [asset_keys.raw(dataset) for dataset in catalogue.datasets if dataset.calendar == calendar_name]
     keys += [asset_keys.stream(view, stream) for view, stream in streams]
-    selection = dg.AssetSelection.assets(*keys, *dict.fromkeys(asset_keys.online(view) for view, _ in streams))
+    selection: dg.AssetSelection = dg.AssetSelection.assets(*keys, *dict.fromkeys(asset_keys.online(view) for view, _ in streams))
     for mart in {view.mart for view, _ in streams if view.mart}:
         models = dg.AssetSelection.assets(asset_keys.mart(mart)).upstream() & dg.AssetSelection.key_prefixes(["staging"], ["marts"])
         selection |= models

@@ -119,7 +119,7 @@ def _failure(context: dg.AssetExecutionContext, blocked: list[PartitionOutcome],
     )
 
 
-def _entry(context: dg.AssetExecutionContext, event_type: dg.DagsterEventType, data: Any, message: str) -> EventLogEntry:  # noqa: ANN401
+def _entry(context: dg.AssetExecutionContext, event_type: dg.DagsterEventType, data: Any, message: str) -> EventLogEntry:
     step = context.op_execution_context._step_execution_context  # noqa: SLF001 - Dagster has no public way to write a batch
     event = DagsterEvent(
         event_type_value=event_type.value,
@@ -132,7 +132,7 @@ def _entry(context: dg.AssetExecutionContext, event_type: dg.DagsterEventType, d
         message=message,
         pid=os.getpid(),
     )
-    return EventLogEntry(
+    return EventLogEntry(  # type: ignore[no-untyped-call]
         error_info=None,
         level=logging.DEBUG,
         user_message="",
@@ -149,7 +149,9 @@ def _record_materialisations(context: dg.AssetExecutionContext, good: list[Parti
         _entry(
             context,
             dg.DagsterEventType.ASSET_MATERIALIZATION,
-            StepMaterializationData(dg.AssetMaterialization(context.asset_key, partition=outcome.partition_key, metadata=_metadata(outcome)), []),
+            StepMaterializationData(
+                dg.AssetMaterialization(context.asset_key, partition=outcome.partition_key, metadata=_metadata(outcome)), []
+            ),
             f"Materialized partition {outcome.partition_key}",
         )
         for outcome in good

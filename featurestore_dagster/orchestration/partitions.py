@@ -23,7 +23,9 @@ def first_session(catalogue: Catalogue, calendar_name: str) -> date:
     """First session for which any dataset of this calendar lists a symbol with bars."""
     datasets = [dataset for dataset in catalogue.datasets if dataset.calendar == calendar_name and dataset.bars]
     firsts = [listing.first for dataset in datasets for listing in catalogue.listings(dataset).values()]
-    return next(iter(calendar(calendar_name).sessions(min(firsts), min(firsts) + timedelta(days=10))["session"]))
+    earliest = min(firsts)
+    sessions: list[date] = calendar(calendar_name).sessions(earliest, earliest + timedelta(days=10))["session"].to_list()
+    return sessions[0]
 
 
 @cache
@@ -35,7 +37,9 @@ def session_partitions(calendar_name: str, first: date, clock: Clock) -> dg.Time
     market = calendar(calendar_name)
     now = clock.now()
     hour, zone = market.hour_offset, ZoneInfo(market.time_zone)
-    holidays = [datetime(day.year, day.month, day.day, hour, tzinfo=zone) for day in market.closed_days(first, (now + EXCLUSIONS_BEYOND).date())]
+    holidays = [
+        datetime(day.year, day.month, day.day, hour, tzinfo=zone) for day in market.closed_days(first, (now + EXCLUSIONS_BEYOND).date())
+    ]
     weekend = ",".join(CRON_WEEKDAYS[weekday] for weekday in market.closed_weekdays)
     replayed_end = market.session_of(pl.Series([now], dtype=UTC_MICROSECONDS))[0] + timedelta(days=1) if clock.replayed else None
     return dg.DailyPartitionsDefinition(

@@ -13,6 +13,7 @@ from featurestore_dagster.stores.embedded import running_settings
 from featurestore_dagster.stores.postgres import Ledger, PostgresStore
 from featurestore_dagster.stores.redis import RedisStore
 
+
 @dataclass(frozen=True)
 class Platform:
     """Dagster's resource `platform`. Nothing is connected before it is used."""

@@ -82,9 +82,7 @@ def rows_metadata(rows: pl.DataFrame) -> dict[str, Any]:
     """Row count, flags and NULL counts of one partition's rows."""
     metadata: dict[str, Any] = {"dagster/row_count": rows.height}
     if rows.height:
-        mask = int(rows["flags"].bitwise_or() or 0)  # type: ignore[arg-type]
-        counts = {name: int((rows["flags"] & QualityFlag[name].value != 0).sum()) for name in QualityFlag.names_of(mask)}
-        if counts:
+        if counts := QualityFlag.counts(rows["flags"]):
             metadata["flags"] = dg.MetadataValue.json(counts)
         nulls = {name: count for name, count in rows.null_count().row(0, named=True).items() if count}
         if nulls:

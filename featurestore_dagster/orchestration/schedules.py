@@ -32,5 +32,3 @@ def build_path_schedule(catalogue: Catalogue, calendar_name: str) -> dg.Schedule
         return dg.RunRequest(run_key=f"{label}:{tick.isoformat()}", partition_key=label.isoformat())
 
     return path_schedule
-
-

@@ -83,7 +83,11 @@ def build_freshness_sensor(catalogue: Catalogue) -> dg.SensorDefinition:
                 if previous.get("states", {}).get(name) == states[name] and tick % HEARTBEAT_TICKS:
                     continue
                 metadata = {
-                    label: value if isinstance(value, dg.MetadataValue) else dg.MetadataValue.float(value) if isinstance(value, float) else dg.MetadataValue.text(str(value))
+                    label: value
+                    if isinstance(value, dg.MetadataValue)
+                    else dg.MetadataValue.float(value)
+                    if isinstance(value, float)
+                    else dg.MetadataValue.text(str(value))
                     for label, value in _freshness_metadata(state, platform).items()
                 }
                 events.append(
@@ -126,7 +130,11 @@ def build_file_sensor(catalogue: Catalogue, jobs: Mapping[str, UnresolvedAssetJo
                 if isinstance(file, files.RefusedFile):
                     refused.append(f"{dataset.name}/{file.name} was refused whole and lies at {file.path}: {file.error}")
             for landed in files.landed(dataset, platform.settings.drop, after_sequence=requested.get(dataset.name, 0)):
-                first, last = _sessions(dataset.calendar, landed.first_event, landed.last_event)
+                requested[dataset.name] = landed.sequence
+                now = platform.clock.now()
+                if landed.first_event > now:
+                    continue  # not due yet: it is fetched by the run of its own session
+                first, last = _sessions(dataset.calendar, landed.first_event, min(landed.last_event, now))
                 context.log.info(f"{landed.name} of {dataset.name}: {landed.rows} rows, sessions {first} to {last}")
                 tags = {"file": landed.name}
                 tags |= {} if first == last else {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
@@ -138,7 +146,6 @@ def build_file_sensor(catalogue: Catalogue, jobs: Mapping[str, UnresolvedAssetJo
                         tags=tags,
                     )
                 )
-                requested[dataset.name] = landed.sequence
         for line in refused:
             context.log.error(line)
         nothing = "; ".join(refused) or f"no new file under {platform.settings.drop}"

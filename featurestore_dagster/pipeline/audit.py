@@ -119,7 +119,10 @@ def audit_dataset(
         [
             reasons,
             pl.DataFrame(
-                {"row": range(offset, judged.height), "reason": ["duplicate_key: the same key with different values"] * contradictions.height},
+                {
+                    "row": range(offset, judged.height),
+                    "reason": ["duplicate_key: the same key with different values"] * contradictions.height,
+                },
                 schema={"row": pl.UInt32, "reason": pl.String},
             ),
         ]
@@ -140,7 +143,10 @@ def audit_stream(
         return _blocked_whole(relation, partitions, structure)
     indexed = rows.with_row_index("row")
     flagged = indexed.filter(pl.col("flags") & QUARANTINED.value != 0).select(
-        "row", pl.col("flags").map_elements(lambda mask: f"flags: {', '.join(QualityFlag.names_of(mask & QUARANTINED))}", pl.String).alias("reason")
+        "row",
+        pl.col("flags")
+        .map_elements(lambda mask: f"flags: {', '.join(QualityFlag.names_of(mask & QUARANTINED))}", pl.String)
+        .alias("reason"),
     )
     future = indexed.filter(pl.col("event_timestamp") > now + market_checks.CLOCK_TOLERANCE).select(
         "row", pl.lit(f"future_row: event time is after {now.isoformat()}").alias("reason")
@@ -149,11 +155,16 @@ def audit_stream(
     if spine.bars and spine.timeframe == stream.timeframe:
         expected = _expected_bars(spine, partitions, listings, now)
     else:
-        expected = {key: {("snapshot", instant) for instant in bars} for key, bars in _due_bar_ends(stream.calendar, stream.timeframe, spine, partitions, now).items()}
+        expected = {
+            key: {("snapshot", instant) for instant in bars}
+            for key, bars in _due_bar_ends(stream.calendar, stream.timeframe, spine, partitions, now).items()
+        }
     return _verdict(relation, rows, pl.concat([reasons, flagged, future]), partitions, expected, spine.quarantine_limit)
 
 
-def _due_bar_ends(calendar_name: str, timeframe: Timeframe, dataset: Dataset, partitions: Sequence[str], now: datetime) -> dict[str, list[datetime]]:
+def _due_bar_ends(
+    calendar_name: str, timeframe: Timeframe, dataset: Dataset, partitions: Sequence[str], now: datetime
+) -> dict[str, list[datetime]]:
     """Bar ends of each partition that must have arrived by now."""
     market: MarketCalendar = calendar(calendar_name)
     due: dict[str, list[datetime]] = {}
@@ -217,11 +228,11 @@ def _verdict(
 def _judge(
     relation: Relation, key: str, rows: pl.DataFrame, expected: set[tuple[str, datetime]], quarantine_limit: float
 ) -> PartitionAudit:
-    bad = rows.filter(~pl.col("good"))
+    bad = rows.filter(~pl.col("good")) if not rows["good"].all() else rows.clear()
     failed = []
-    for reason, group in sorted(bad.explode("reasons").partition_by("reasons", as_dict=True).items()):
-        examples = group.head(EXAMPLES).select(*relation.keys, "event_timestamp", *relation.values[:6])
-        failed.append(FailedCheck(str(reason[0]), group.height, tuple(_json(row) for row in examples.iter_rows(named=True)), blocking=False))
+    for reason, group in sorted(bad.explode("reasons").partition_by("reasons", as_dict=True).items()) if bad.height else ():
+        shown = group.head(EXAMPLES).select(*relation.keys, "event_timestamp", *relation.values[:6])
+        failed.append(FailedCheck(str(reason[0]), group.height, tuple(_json(row) for row in shown.iter_rows(named=True)), blocking=False))
     good = rows.height - bad.height
     if rows.height and bad.height > quarantine_limit * rows.height:
         share = f"{bad.height} of {rows.height} rows are bad, allowed {quarantine_limit:.0%}"
@@ -229,15 +240,21 @@ def _judge(
     if expected:
         present = rows.filter("good")
         name = relation.keys[0]
-        delivered = set(zip(present[name], present["event_timestamp"], strict=True)) if name != "portfolio" else {("snapshot", t) for t in present["event_timestamp"]}
+        delivered = (
+            set(zip(present[name], present["event_timestamp"], strict=True))
+            if name != "portfolio"
+            else {("snapshot", t) for t in present["event_timestamp"]}
+        )
         missing = sorted(expected - delivered)
         examples = tuple(f"{symbol} {end.isoformat()}" for symbol, end in missing[:EXAMPLES])
         if not rows.height:
             failed.append(FailedCheck("empty_partition: the session was open and rows are due", len(missing), examples, blocking=True))
         elif len(missing) > (1 - MINIMUM_ROW_SHARE) * len(expected):
             failed.append(FailedCheck("row_count: most expected rows are missing", len(missing), examples, blocking=True))
-        elif present["event_timestamp"].max() < max(end for _, end in expected):  # type: ignore[operator]
-            failed.append(FailedCheck("stale_partition: the newest row is older than the calendar says", len(missing), examples, blocking=True))
+        elif max(present["event_timestamp"]) < max(end for _, end in expected):
+            failed.append(
+                FailedCheck("stale_partition: the newest row is older than the calendar says", len(missing), examples, blocking=True)
+            )
         elif missing:
             failed.append(FailedCheck("calendar_gap: expected rows are missing", len(missing), examples, blocking=False))
     return PartitionAudit(key, good, bad.height, len(expected) or None, tuple(failed))
@@ -246,9 +263,7 @@ def _judge(
 def _blocked_whole(relation: Relation, partitions: Sequence[str], complaints: Sequence[str]) -> Audit:
     check = FailedCheck("schema: the frame does not have the declared form", 0, tuple(complaints), blocking=True)
     none = pl.DataFrame(schema={"partition_key": pl.String, "row": pl.String, "reasons": pl.List(pl.String)})
-    return Audit(
-        pl.DataFrame(schema=relation.frame_schema), none, {key: PartitionAudit(key, 0, 0, None, (check,)) for key in partitions}
-    )
+    return Audit(pl.DataFrame(schema=relation.frame_schema), none, {key: PartitionAudit(key, 0, 0, None, (check,)) for key in partitions})
 
 
 def _json(row: Mapping[str, object]) -> str:

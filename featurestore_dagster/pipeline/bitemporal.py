@@ -37,7 +37,5 @@ def join_visible(
         .sort("_usable")
     )
     left = instants.with_row_index("_row").sort(at)
-    matched = left.join_asof(
-        usable, left_on=at, right_on="_usable", by=list(keys) or None, strategy="backward", check_sortedness=False
-    )
+    matched = left.join_asof(usable, left_on=at, right_on="_usable", by=list(keys) or None, strategy="backward", check_sortedness=False)
     return matched.join(ranked.drop(keys), on="_rank", how="left", suffix="_right").sort("_row").drop("_row", "_rank", "_usable")

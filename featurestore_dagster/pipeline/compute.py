@@ -12,6 +12,7 @@ from featurestore_dagster.model.flags import PROPAGATED, QualityFlag
 from featurestore_dagster.pipeline.bitemporal import join_visible
 from featurestore_dagster.projections.postgres_table import feature_dtype, feature_schema
 
+
 def compute_bars(view: FeatureView, stream: Stream, bars: pl.DataFrame, start: datetime, end: datetime) -> pl.DataFrame:
     """Feature rows of a view over candles.
 
@@ -105,10 +106,10 @@ def compute_snapshots(
 
 def _window_flags(view: FeatureView, series: pl.DataFrame) -> pl.Expr:
     window = view.warm_up_bars + 1
-    present = int(series["flags"].bitwise_or() or 0) if series.height else 0
+    present = QualityFlag.counts(series["flags"])
     mask = pl.lit(0, pl.Int64)
     for flag in QualityFlag:
-        if flag & PROPAGATED and flag & present:
+        if flag & PROPAGATED and flag.name in present:
             touched = (pl.col("flags") & flag.value != 0).cast(pl.Int8).rolling_max(window, min_samples=1).over("symbol")
             mask = mask | pl.when(touched == 1).then(flag.value).otherwise(0)
     position = pl.col("bar_number")

@@ -82,8 +82,9 @@ class Pipeline:
             yield from self._publish(relation, audit, chunk, {}, run_id)
 
     def materialise(self, view: FeatureView, stream: Stream, partitions: Sequence[str], run_id: str = "") -> Iterator[PartitionOutcome]:
-        """Compute, audit and publish partitions of a stream, in calendar order; a partition whose inputs and code are those of its last
-        publication is skipped.
+        """Compute, audit and publish partitions of a stream, in calendar order.
+
+        A partition whose inputs and code are those of its last publication is skipped.
 
         Raises:
             UnknownPartitionError: A key is not a session of the calendar.
@@ -128,7 +129,9 @@ class Pipeline:
             inside = rows.filter((pl.col("event_timestamp") > start) & (pl.col("event_timestamp") <= end))
             audit = self._audit_dataset(dataset, inside, chunk, start, end)
             # The partition's other rows are published already: completeness was judged when they were.
-            forgiven = {key: replace(part, failed=tuple(c for c in part.failed if not c.blocking)) for key, part in audit.partitions.items()}
+            forgiven = {
+                key: replace(part, failed=tuple(c for c in part.failed if not c.blocking)) for key, part in audit.partitions.items()
+            }
             yield from self._publish(relation, replace(audit, partitions=forgiven), chunk, {}, run_id, supersede=False)
 
     # Chunks ---------------------------------------------------------------------------------------------------------------------------
@@ -151,7 +154,14 @@ class Pipeline:
         return market.session(date.fromisoformat(chunk[0])).window_start, market.session(date.fromisoformat(chunk[-1])).window_end
 
     def _publish(
-        self, relation: Relation, audit: Audit, chunk: Sequence[str], inputs: dict[str, dict[str, int]], run_id: str, *, supersede: bool = True
+        self,
+        relation: Relation,
+        audit: Audit,
+        chunk: Sequence[str],
+        inputs: dict[str, dict[str, int]],
+        run_id: str,
+        *,
+        supersede: bool = True,
     ) -> Iterator[PartitionOutcome]:
         good = [key for key in chunk if not audit.partitions[key].blocked]
         published: dict[str, Publication] = {}

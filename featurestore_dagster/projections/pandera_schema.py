@@ -12,7 +12,7 @@ from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import Dataset
 from featurestore_dagster.model.units import Unit
 from featurestore_dagster.projections.postgres_table import feature_dtype
-from featurestore_dagster.projections.relation import Relation, dataset_relation, stream_relation
+from featurestore_dagster.projections.relation import dataset_relation, stream_relation
 
 RANGE_TOLERANCE = 1e-9
 """An oscillator may leave its range by a rounding error."""
@@ -20,6 +20,14 @@ RANGE_TOLERANCE = 1e-9
 
 def _predicate(name: str, good: Callable[[pl.Expr], pl.Expr]) -> pa.Check:
     return pa.Check(lambda data: data.lazyframe.select(good(pl.col(data.key))), name=name, ignore_na=True)
+
+
+def _at_least(low: float) -> Callable[[pl.Expr], pl.Expr]:
+    return lambda column: column >= low - RANGE_TOLERANCE * max(1, abs(low))
+
+
+def _at_most(high: float) -> Callable[[pl.Expr], pl.Expr]:
+    return lambda column: column <= high + RANGE_TOLERANCE * max(1, abs(high))
 
 
 FINITE = _predicate("finite", lambda column: column.is_finite())
@@ -43,16 +51,14 @@ def dataset_schema(dataset: Dataset) -> pa.DataFrameSchema:
 def stream_schema(view: FeatureView, stream: Stream) -> pa.DataFrameSchema:
     """Schema of a view's frame; features are finite and inside their declared range, NULL allowed."""
     relation = stream_relation(view, stream)
-    columns = {
-        name: pa.Column(dtype, nullable=False) for name, dtype in relation.frame_schema.items() if name not in view.feature_names
-    }
+    columns = {name: pa.Column(dtype, nullable=False) for name, dtype in relation.frame_schema.items() if name not in view.feature_names}
     for feature in view.features:
         low, high = feature.indicator.minimum, feature.indicator.maximum
         checks = [FINITE] if feature_dtype(feature.indicator.unit).is_float() else []
         if low is not None:
-            checks.append(_predicate(f"at_least_{low:g}", lambda column, low=low: column >= low - RANGE_TOLERANCE * max(1, abs(low))))
+            checks.append(_predicate(f"at_least_{low:g}", _at_least(low)))
         if high is not None:
-            checks.append(_predicate(f"at_most_{high:g}", lambda column, high=high: column <= high + RANGE_TOLERANCE * max(1, abs(high))))
+            checks.append(_predicate(f"at_most_{high:g}", _at_most(high)))
         columns[feature.name] = pa.Column(feature_dtype(feature.indicator.unit), nullable=True, checks=checks)
     return pa.DataFrameSchema(columns, strict=True, name=relation.name)
 

@@ -62,7 +62,7 @@ def feature_schema(view: FeatureView) -> dict[str, pl.DataType]:
 def postgres_type(dtype: pl.DataType) -> str:
     """Postgres type of a canonical Polars type."""
     names = {pl.String(): "text", pl.Float64(): "double precision", pl.Int64(): "bigint", pl.Int32(): "integer", pl.Date(): "date"}
-    return names[dtype] if dtype in names else "timestamp with time zone"
+    return names.get(dtype, "timestamp with time zone")
 
 
 def raw_table(table: RawTable) -> PostgresTable:
@@ -101,9 +101,12 @@ def feature_table(view: FeatureView) -> PostgresTable:
     )
 
 
-def _ops_table(name: str, comment: str, key: str, *columns: PostgresColumn, **more: tuple[tuple[str, ...], ...]) -> PostgresTable:
+Keys = tuple[tuple[str, ...], ...]
+
+
+def _ops_table(name: str, comment: str, key: str, *columns: PostgresColumn, indexes: Keys = (), unique: Keys = ()) -> PostgresTable:
     identity = PostgresColumn(key, "bigint", is_identity=True)
-    return PostgresTable("ops", name, (identity, *columns), primary_key=(key,), comment=comment, **more)
+    return PostgresTable("ops", name, (identity, *columns), primary_key=(key,), comment=comment, indexes=indexes, unique=unique)
 
 
 _INSTANT = "timestamp with time zone"

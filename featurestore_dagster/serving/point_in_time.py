@@ -14,6 +14,7 @@ from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import LONGEST_CLOSURE, FeatureView
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.pipeline.bitemporal import join_visible
+from featurestore_dagster.projections.postgres_table import feature_schema
 from featurestore_dagster.stores.postgres import PostgresStore
 from featurestore_dagster.stores.redis import StoredRow
 
@@ -61,10 +62,10 @@ class PointInTimeReader:
         return result.select(*entities.columns, *(f"{view.name}__{feature.name}" for view, feature in pairs))
 
     def visible_rows(self, view: FeatureView, entities: pl.DataFrame) -> pl.DataFrame:
-        """The view's row that each entity row could see: columns of the view's table (times as `value_timestamp` and
-        `created_timestamp`), and `age_microseconds` of open-market time; NULL where nothing was visible. Same rows, same order.
+        """The view's row that each entity row could see, whatever its age: same rows, same order, NULL where nothing was visible.
 
-        The TTL is not applied.
+        Columns: `asked_at`, those of the view's table (times as `value_timestamp` and `created_timestamp`), and `age_microseconds` of
+        open-market time.
 
         Raises:
             MalformedDataError: As `get_historical_features`.
@@ -77,7 +78,7 @@ class PointInTimeReader:
             raise MalformedDataError(f"event_timestamp is {dtype}; give timezone-aware instants, for example datetime.now(UTC)")
         asked = entities.select(*view.join_keys, pl.col("event_timestamp").dt.convert_time_zone("UTC").cast(UTC_MICROSECONDS))
         if asked.is_empty():
-            versions = self._store.read_features(view, datetime.max, datetime.max)
+            versions = pl.DataFrame(schema=feature_schema(view))
         else:
             low, high = asked["event_timestamp"].min(), asked["event_timestamp"].max()
             keys = {key: asked[key].unique().drop_nulls().to_list() for key in view.join_keys}
@@ -116,7 +117,7 @@ class RowsAt:
         found: list[dict[str, StoredRow | None]] = [{} for _ in entities]
         for view, features in requests:
             frame = pl.DataFrame(
-                [{key: entity[key] for key in view.join_keys} for entity in entities], schema={key: pl.String for key in view.join_keys}
+                [{key: entity[key] for key in view.join_keys} for entity in entities], schema=dict.fromkeys(view.join_keys, pl.String)
             ).with_columns(pl.lit(self._instant).cast(UTC_MICROSECONDS).alias("event_timestamp"))
             for answer, row in zip(found, self._reader.visible_rows(view, frame).iter_rows(named=True), strict=True):
                 if row["value_timestamp"] is None:

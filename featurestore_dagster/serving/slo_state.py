@@ -39,9 +39,13 @@ def stream_state(catalogue: Catalogue, store: PostgresStore, view: FeatureView, 
     listings = catalogue.listings(stream.inputs[0])
     session = calendar(stream.calendar).session_of(pl.Series([result.expected_event_timestamp], dtype=UTC_MICROSECONDS))[0]
     if "symbol" in relation.keys:
-        active = pl.DataFrame({"symbol": [name for name, listing in listings.items() if listing.covers(session)]}, schema={"symbol": pl.String})
+        active = pl.DataFrame(
+            {"symbol": [name for name, listing in listings.items() if listing.covers(session)]}, schema={"symbol": pl.String}
+        )
         watermarks = active.join(watermarks.group_by("symbol").agg(pl.col("watermark").max()), on="symbol", how="left")
-    behind = evaluate_entities(expectation(view, stream), watermarks, now).filter(pl.col("state").cast(pl.String).is_in(["LATE", "STALE", "NEVER"]))
+    behind = evaluate_entities(expectation(view, stream), watermarks, now).filter(
+        pl.col("state").cast(pl.String).is_in(["LATE", "STALE", "NEVER"])
+    )
     key = relation.keys[0]
     worst = tuple(f"{row[key]}: {row['state']}, newest {row['watermark'] or 'never'}" for row in behind.head(WORST).iter_rows(named=True))
     return StreamState(view.name, stream.name, result, worst)

@@ -34,8 +34,9 @@ def _perform(action: str, name: str, *, read_only: bool) -> int:
     if action == "check" and name != "daemon":
         return 0 if _answers(settings, name) else 1
     settings = running_settings(settings)
-    environment = settings.child_environment() | {"DAGSTER_DAEMON_HEARTBEAT_TOLERANCE": str(HEARTBEAT_SECONDS)}
+    environment = settings.child_environment()
     if action == "check":
+        environment["DAGSTER_DAEMON_HEARTBEAT_TOLERANCE"] = str(HEARTBEAT_SECONDS)
         program = [sys.executable, "-m", "dagster._daemon", "liveness-check"]
     else:
         prepare_dagster_home(settings)

@@ -109,7 +109,8 @@ def test_the_workspace_names_variables_that_children_get() -> None:
 
 def test_the_instance_has_no_telemetry_and_one_writer_for_each_pool() -> None:
     instance = yaml.safe_load((PROJECT / "dagster.yaml").read_text())
-    assert instance["storage"]["postgres"]["postgres_url"] == {"env": "DAGSTER_PG_URL"}
+    storages = [instance[f"{kind}_storage"]["config"]["postgres_url"] for kind in ("run", "schedule", "event_log")]
+    assert storages == [{"env": "DAGSTER_PG_URL"}] * 3
     assert instance["telemetry"] == {"enabled": False}
     assert instance["concurrency"]["pools"]["default_limit"] == 1
     assert instance["run_monitoring"]["enabled"]

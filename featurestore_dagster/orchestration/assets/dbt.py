@@ -80,7 +80,8 @@ class DbtRunner:
             pass  # dbt would wrap an unreachable server into text
         with tempfile.TemporaryDirectory(prefix="featurestore-dbt-") as folder:
             target = Path(folder)
-            shutil.copy(self._parsed_folder() / PARTIAL_PARSE, target)  # spares a parse if the connection is still the same
+            parsed = self._parsed_folder() / PARTIAL_PARSE
+            shutil.copy(parsed, target)
             translator = DagsterDbtTranslator()
             invocation = DbtCliInvocation.run(
                 args=[*DBT, "--log-format", "json", "build", *self._options(target)],
@@ -96,6 +97,9 @@ class DbtRunner:
             )
             # dbt rewrites its artifacts as it ends, so they are read when it has ended.
             messages = [message for message in invocation.stream_raw_events() if message.is_result_event]
+            # dbt parses anew when the connection is not the one it parsed with: the next run has the same one and is spared that.
+            with contextlib.suppress(OSError):
+                Path(shutil.copy(target / PARTIAL_PARSE, parsed.with_suffix(f".{target.name}"))).replace(parsed)
             # The run's own manifest names the database that dbt wrote to; the cached one may have been parsed for another.
             manifest = invocation.get_artifact("manifest.json") if messages else {}
             failed = []

@@ -84,4 +84,6 @@ def freshness_policy(view: FeatureView, stream: Stream) -> dg.FreshnessPolicy:
         hours, minutes = divmod(deadline // timedelta(minutes=1), 60)
         cron = f"{minutes} {hours} {' '.join(days)}"
         return dg.FreshnessPolicy.cron(deadline_cron=cron, lower_bound_delta=view.slo.max_lag, timezone=calendar(stream.calendar).time_zone)
-    return dg.FreshnessPolicy.time_window(fail_window=stream.timeframe.duration + view.slo.max_lag, warn_window=max(view.slo.max_lag, SHORTEST_POLICY))
+    return dg.FreshnessPolicy.time_window(
+        fail_window=stream.timeframe.duration + view.slo.max_lag, warn_window=max(view.slo.max_lag, SHORTEST_POLICY)
+    )

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,9 +60,9 @@ def account_for(folder: Path) -> Account | None:
         return None
     if folder.exists() and (owner := folder.stat()).st_uid != 0:
         return Account(owner.st_uid, owner.st_gid)
-    known = {entry.pw_name: entry for entry in pwd.getpwall()}
     for name in UNPRIVILEGED_ACCOUNTS:
-        if (entry := known.get(name)) and entry.pw_uid != 0:
+        with suppress(KeyError):
+            entry = pwd.getpwnam(name)
             return Account(entry.pw_uid, entry.pw_gid)
     raise ConfigurationError(
         f"as root, the embedded servers run as one of the accounts {', '.join(UNPRIVILEGED_ACCOUNTS)}; none exists: "

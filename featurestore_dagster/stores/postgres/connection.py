@@ -11,6 +11,7 @@ from psycopg.abc import Query
 
 from featurestore_dagster.errors import ConfigurationError, StoreUnavailableError
 from featurestore_dagster.settings import PostgresSettings
+
 _local = threading.local()
 
 
@@ -29,10 +30,13 @@ def connect(settings: PostgresSettings, *, autocommit: bool = False) -> Iterator
     except psycopg.OperationalError as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         if any(word in str(error) for word in ("password authentication", "no password supplied", "does not exist", "pg_hba", "SSL")):
-            raise ConfigurationError(f"{where} refused the connection: {reason}. Check POSTGRES_USER, POSTGRES_PASSWORD, "
-                                     "POSTGRES_DATABASE and POSTGRES_SSLMODE (`featurestore info` lists them).") from error
-        raise StoreUnavailableError(f"{where} does not answer: {reason}. Start it (`featurestore up`) or set POSTGRES_HOST and "
-                                    "POSTGRES_PORT.") from error
+            raise ConfigurationError(
+                f"{where} refused the connection: {reason}. Check POSTGRES_USER, POSTGRES_PASSWORD, "
+                "POSTGRES_DATABASE and POSTGRES_SSLMODE (`featurestore info` lists them)."
+            ) from error
+        raise StoreUnavailableError(
+            f"{where} does not answer: {reason}. Start it (`featurestore up`) or set POSTGRES_HOST and POSTGRES_PORT."
+        ) from error
 
 
 def read_frame(settings: PostgresSettings, query: Query, parameters: dict[str, Any], schema: dict[str, pl.DataType]) -> pl.DataFrame:
@@ -49,7 +53,7 @@ def read_frame(settings: PostgresSettings, query: Query, parameters: dict[str, A
     return frame.cast(schema)  # type: ignore[arg-type]
 
 
-def _fetch_arrow(settings: PostgresSettings, text: str) -> Any:  # noqa: ANN401 - pyarrow has no types
+def _fetch_arrow(settings: PostgresSettings, text: str) -> Any:
     """Run a query on this thread's ADBC connection: opening one costs a hundred times the query, since it reads the type catalogue."""
     import adbc_driver_manager
     import adbc_driver_postgresql.dbapi

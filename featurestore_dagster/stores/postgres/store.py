@@ -127,7 +127,9 @@ class PostgresStore:
 
         Columns: `feature_schema(view)`; sorted by keys, event time and known-at. `keys` restricts join keys to the values given.
         """
-        conditions = [sql.SQL("event_timestamp > %(start)s and event_timestamp <= %(end)s and feature_set_version = %(version)s")]
+        conditions: list[sql.SQL | sql.Composed] = [
+            sql.SQL("event_timestamp > %(start)s and event_timestamp <= %(end)s and feature_set_version = %(version)s")
+        ]
         parameters: dict[str, Any] = {"start": start, "end": end, "version": view.version}
         if stream is not None:
             conditions.append(sql.SQL("stream = %(stream)s"))
@@ -202,7 +204,9 @@ class PostgresStore:
         pattern = f"features.{view.name}."
         table, keys = sql.Identifier("features", view.name), _names(view.join_keys)
         with connect(self.settings) as connection:
-            row = connection.execute("select coalesce(max(publication_id), 0) from ops.publications where starts_with(relation, %s)", [pattern])
+            row = connection.execute(
+                "select coalesce(max(publication_id), 0) from ops.publications where starts_with(relation, %s)", [pattern]
+            )
             last = int(row.fetchone()[0])  # type: ignore[index]
         if after_publication_id is not None and after_publication_id > last:
             after_publication_id = None  # Redis remembers what this database never published: it belongs to another one, so start over
@@ -288,7 +292,9 @@ class PostgresStore:
         # Backfills mostly find nothing: a look at the index is cheaper than a bulk read of nothing.
         if connection.execute(sql.SQL("select 1 from {} where {} limit 1").format(table, in_range), parameters).fetchone() is None:
             return pl.DataFrame(schema=columns)
-        query = sql.SQL("select distinct on ({identity}) {columns} from {table} where {in_range} order by {identity}, {known_at} desc").format(
+        query = sql.SQL(
+            "select distinct on ({identity}) {columns} from {table} where {in_range} order by {identity}, {known_at} desc"
+        ).format(
             identity=_names(relation.identity),
             columns=_names(columns),
             table=table,
@@ -307,7 +313,9 @@ class PostgresStore:
         statement = sql.SQL("copy {} ({}) from stdin (format csv, null '\\N')").format(
             sql.Identifier(relation.schema, relation.table), _names(written.columns)
         )
-        text = written.write_csv(include_header=False, null_value="\\N", quote_style="non_numeric", datetime_format="%Y-%m-%d %H:%M:%S%.6f%:z")
+        text = written.write_csv(
+            include_header=False, null_value="\\N", quote_style="non_numeric", datetime_format="%Y-%m-%d %H:%M:%S%.6f%:z"
+        )
         with connection.cursor() as cursor, cursor.copy(statement) as copy:
             copy.write(text)
 
@@ -315,7 +323,9 @@ class PostgresStore:
     def _quarantine(
         connection: Connection, relation: Relation, rows: pl.DataFrame | None, partitions: Sequence[str], run_id: str, now: datetime
     ) -> dict[str, int]:
-        refused = pl.DataFrame(schema={"partition_key": pl.String, "row": pl.String, "reasons": pl.List(pl.String)}) if rows is None else rows
+        refused = (
+            pl.DataFrame(schema={"partition_key": pl.String, "row": pl.String, "reasons": pl.List(pl.String)}) if rows is None else rows
+        )
         with connection.cursor() as cursor:
             cursor.execute(
                 "update ops.quarantine set status = 'superseded' where relation = %s and partition_key = any(%s) and status = 'open'"
@@ -350,14 +360,17 @@ class PostgresStore:
         by_partition, new_by_partition = _by_session(relation, published), _by_session(relation, new)
         digests = versions.content_hashes(relation, published, _sessions(relation, published))
         recorded = self._last_records(connection, relation, partitions)
-        empty, ledger, log, result = published.clear(), [], [], []
+        empty = published.clear()
+        ledger: list[tuple[Any, ...]] = []
+        log: list[tuple[str, str, object, object]] = []
+        result: list[Publication] = []
         for partition in partitions:
             frame, fresh = by_partition.get(partition, empty), new_by_partition.get(partition)
             count = 0 if fresh is None else fresh.height
             digest = digests.get(partition, versions.NO_ROWS)
             known = recorded.get(partition)
             is_new = count > 0 or known is None or known[1:] != (inputs.get(partition, {}), relation.code_version)
-            log.append((partition, "published" if count else "unchanged", [], _flag_counts(frame)))
+            log.append((partition, "published" if count else "unchanged", [], QualityFlag.counts(frame["flags"])))
             result.append(Publication(relation.name, partition, None, count, refused.get(partition, 0), frame.height, digest))
             if is_new:
                 ledger.append(
@@ -370,7 +383,9 @@ class PostgresStore:
         ids = self._insert_ledger(connection, ledger)
         self._log(connection, relation.name, log, run_id, now)
         return [
-            Publication(p.relation, p.partition_key, ids.get(p.partition_key), p.rows_published, p.rows_quarantined, p.rows_total, p.content_hash)
+            Publication(
+                p.relation, p.partition_key, ids.get(p.partition_key), p.rows_published, p.rows_quarantined, p.rows_total, p.content_hash
+            )
             for p in result
         ]
 
@@ -380,7 +395,22 @@ class PostgresStore:
             return {}
         connection.execute("select pg_advisory_xact_lock(%s)", [LEDGER_LOCK])
         columns = list(zip(*ledger, strict=True))
-        types = ("bigint", "text", "text", "bigint", "bigint", "bigint", "text", "timestamptz", "timestamptz", "jsonb", "jsonb", "text", "text", "timestamptz")
+        types = (
+            "bigint",
+            "text",
+            "text",
+            "bigint",
+            "bigint",
+            "bigint",
+            "text",
+            "timestamptz",
+            "timestamptz",
+            "jsonb",
+            "jsonb",
+            "text",
+            "text",
+            "timestamptz",
+        )
         arrays = sql.SQL(", ").join(sql.SQL("%s::{}[]").format(sql.SQL(name)) for name in types)
         rows = connection.execute(
             sql.SQL(
@@ -410,7 +440,7 @@ class PostgresStore:
             )
 
 
-def _names(columns: Sequence[str] | Mapping[str, object]) -> sql.Composable:
+def _names(columns: Sequence[str] | Mapping[str, object]) -> sql.Composed:
     return sql.SQL(", ").join(map(sql.Identifier, columns))
 
 
@@ -432,8 +462,3 @@ def _changed(relation: Relation, new: pl.DataFrame | None) -> dict[str, Any]:
         "start": new["event_timestamp"].min().isoformat(),  # type: ignore[union-attr]
         "end": new["event_timestamp"].max().isoformat(),  # type: ignore[union-attr]
     }
-
-
-def _flag_counts(frame: pl.DataFrame) -> dict[str, int]:
-    mask = frame["flags"].bitwise_or() if frame.height else 0
-    return {name: int((frame["flags"] & QualityFlag[name].value != 0).sum()) for name in QualityFlag.names_of(int(mask or 0))}

@@ -54,8 +54,11 @@ def new_versions(relation: Relation, staged: pl.DataFrame, current: pl.DataFrame
             .otherwise(known_at)
             .alias(relation.known_at),
             pl.when(is_known & value_changed).then(pl.col("flags") | QualityFlag.RESTATED.value).otherwise(pl.col("flags")).alias("flags"),
-            *([pl.when(is_known).then(pl.lit("observed")).otherwise(pl.col("known_at_basis")).alias("known_at_basis")]
-              if "known_at_basis" in staged.columns else []),
+            *(
+                [pl.when(is_known).then(pl.lit("observed")).otherwise(pl.col("known_at_basis")).alias("known_at_basis")]
+                if "known_at_basis" in staged.columns
+                else []
+            ),
         )
         .select(staged.columns)
     )
@@ -79,7 +82,7 @@ def content_hashes(relation: Relation, frame: pl.DataFrame, partition: pl.Series
     """
     rows = frame.with_columns(partition.alias("partition_key"), pl.col("flags") & ~QualityFlag.RESTATED.value).sort(relation.identity)
     text = rows.select(*relation.identity, *relation.values, "flags").write_csv(include_header=False, line_terminator=RECORD_SEPARATOR)
-    digests: dict[str, "hashlib._Hash"] = {}
+    digests: dict[str, hashlib._Hash] = {}
     for key, line in zip(rows["partition_key"], text.split(RECORD_SEPARATOR), strict=False):
         digests.setdefault(key, hashlib.sha256()).update(line.encode() + RECORD_SEPARATOR.encode())
     return {key: digest.hexdigest() for key, digest in digests.items()}
