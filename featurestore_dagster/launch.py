@@ -53,7 +53,10 @@ def _details(event: dg.DagsterEvent) -> dict[str, Any]:
     if event.is_step_failure:
         data = event.step_failure_data
         failure = data.user_failure_data
-        return {"message": (failure and failure.description) or (data.error.message if data.error else "")}
+        cause = data.error
+        while cause is not None and cause.cause is not None:
+            cause = cause.cause
+        return {"message": (failure and failure.description) or (cause.message if cause else "")}
     return {}
 
 

@@ -114,27 +114,32 @@ def get(
         title = f"{symbol or portfolio} at {answer.as_of.isoformat(timespec='seconds')}" + (
             f" ({replayed})" if replayed and not as_of else ""
         )
-        print_rows(title, vector_rows(answer))
+        print_vector(title, answer)
     found = any(value.event_timestamp is not None for row in answer.rows for value in row.values)
     raise typer.Exit(0 if found else 1)
 
 
-def vector_rows(answer: Any) -> list[dict[str, Any]]:
-    """One printable line per value."""
-    return [
-        {
-            "feature": value.reference,
-            "value": value.value,
-            "unit": value.unit.value,
-            "status": value.status.value,
-            "event_time": value.event_timestamp.isoformat(timespec="minutes") if value.event_timestamp else None,
-            "age_open_hours": round(value.age_seconds / 3600, 2) if value.age_seconds is not None else None,
-            "flags": ", ".join(value.flags) or None,
-            "tier": value.tier,
-        }
-        for row in answer.rows
-        for value in row.values
-    ]
+def print_vector(title: str, answer: Any) -> None:  # noqa: ANN401 - OnlineFeatures; its import is slow for commands that need none
+    """A table of values per view, under the view's event time, age, flags and tier."""
+    for row in answer.rows:
+        console.print(f"[bold]{title}[/]", highlight=False)
+        by_view: dict[str, list[Any]] = {}
+        for value in row.values:
+            by_view.setdefault(value.reference.partition(":")[0], []).append(value)
+        for view, values in by_view.items():
+            newest = values[0]
+            where = f"{view} ({newest.tier}): nothing found"
+            if newest.event_timestamp is not None:
+                age = f"{newest.age_seconds / 3600:.1f} open hours old"
+                flags = f", flags {' '.join(newest.flags)}" if newest.flags else ", no flags"
+                where = f"{view} ({newest.tier}): event time {newest.event_timestamp.isoformat(timespec='minutes')}, {age}{flags}"
+            print_rows(
+                where,
+                [
+                    {"feature": v.reference.partition(":")[2], "value": v.value, "unit": v.unit.value, "status": v.status.value}
+                    for v in values
+                ],
+            )
 
 
 def env(as_json: bool = AsJson) -> None:

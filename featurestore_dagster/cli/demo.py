@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from featurestore_dagster.cli.browse import vector_rows
+from featurestore_dagster.cli.browse import print_vector
 from featurestore_dagster.cli.operate import connected, freshness_rows, run_path
 from featurestore_dagster.cli.output import AsJson, console, print_json, print_rows
 from featurestore_dagster.features import CATALOGUE
@@ -79,7 +79,7 @@ def _print(run: Any, vector: Any, states: list[dict[str, Any]], seconds: dict[st
             f"Nothing new: all {run.sessions:,} sessions were published before, unchanged; 0 rows published, {run.rows_quarantined:,} quarantined"
         )
     title = f"{DEMO_SYMBOL} (S&P 500 index), {DEMO_SERVICE}" + (f", {replayed}" if replayed else "")
-    print_rows(title, vector_rows(vector))
+    print_vector(title, vector)
     print_rows("SLO state", states)
     prefix = f"FEATURESTORE_CLOCK={DEMO_CLOCK} " if replayed else ""
     console.print("\n[bold]Next[/]", highlight=False)

@@ -44,12 +44,7 @@ def _unproven(declared: Iterable[Indicator]) -> list[str]:
     return sorted(found.name for found in declared if id(found) not in proven)
 
 
-def _inputs(feature: Feature) -> set[str]:
-    """Columns read: a declared input that is a parameter stands for the column that the parameter names."""
-    return {str(feature.parameters.get(name, name)) for name in feature.indicator.inputs}
-
-
-SERIES_INPUTS = sorted(set().union(*(_inputs(feature) for feature in FEATURES)) - BAR_INPUTS)
+SERIES_INPUTS = sorted(set().union(*(feature.input_columns for feature in FEATURES)) - BAR_INPUTS)
 
 
 def _evaluated(frame: pl.DataFrame, features: Iterable[Feature] = FEATURES) -> pl.DataFrame:
@@ -92,7 +87,7 @@ def test_an_indicator_without_oracle_and_golden_value_is_found() -> None:
 
 @each_feature
 def test_reads_exactly_the_declared_inputs(feature: Feature) -> None:
-    assert set(feature.expression().meta.root_names()) == _inputs(feature)
+    assert set(feature.expression().meta.root_names()) == set(feature.input_columns)
 
 
 @each_feature

@@ -27,6 +27,8 @@ def connect(settings: PostgresSettings, *, autocommit: bool = False) -> Iterator
     try:
         with psycopg.connect(settings.conninfo, autocommit=autocommit) as connection:
             yield connection
+    except psycopg.errors.UndefinedTable as error:
+        raise ConfigurationError(f"{where} lacks a table: {error.diag.message_primary}. Run `featurestore apply`.") from error
     except psycopg.OperationalError as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         if any(word in str(error) for word in ("password authentication", "no password supplied", "does not exist", "pg_hba", "SSL")):

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from featurestore_dagster.indicators.averages import ema, exponential_mean, sma, wilder_mean, window_mean
+from featurestore_dagster.indicators.averages import ema, exponential_mean, sma, wilder_mean
 
 
 def _evaluate(values: list[float | None], expression: pl.Expr) -> list[float | None]:
@@ -33,11 +33,6 @@ def test_the_state_is_carried_over_a_missing_value() -> None:
 
 def test_a_missing_value_right_after_the_seed_is_skipped_too() -> None:
     assert _evaluate([1, 3, None, 6, 2], wilder_mean(pl.col("close"), 2)) == [None, 2, None, None, 3]
-
-
-def test_a_window_of_zeros_has_mean_zero_whatever_came_before() -> None:
-    found = _evaluate([1e17, 0.1, 0.3, 7e9, *[0.0] * 5], window_mean(pl.col("close"), 5))
-    assert found[-1] == 0
 
 
 def test_fewer_bars_than_the_window_give_no_value() -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -107,10 +108,12 @@ def test_decimal_ties_do_not_move_adx_when_prices_are_rescaled() -> None:
 
 
 def test_volume_that_stops_gives_null_not_a_residue() -> None:
-    traded = pl.Series([1e17, 0.1, 0.3, 7e9, *[0.0] * (ROWS - 4)])
-    frame = _market(RISING["close"], traded=traded)
-    assert _last(frame, volume.volume_sma_ratio.feature()) is None
-    assert _last(frame, liquidity.amihud_illiquidity.feature()) is None
+    generator = np.random.Generator(np.random.PCG64(0))
+    for _ in range(100):  # a sliding mean fails in about 15
+        traded = pl.Series([*np.exp(5 * generator.standard_normal(60)), *[0.0] * 20])
+        frame = _market(RISING["close"][:80], traded=traded)
+        assert _last(frame, volume.volume_sma_ratio.feature()) is None
+        assert _last(frame, liquidity.amihud_illiquidity.feature()) is None
 
 
 @pytest.mark.parametrize(("idle", "defined"), [(5, True), (6, False)])
