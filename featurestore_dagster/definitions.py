@@ -32,7 +32,7 @@ def build_definitions(settings: Settings, catalogue: Catalogue = CATALOGUE, **re
     """
     clock = settings.make_clock()
     dbt = DbtRunner(settings, PROJECT_ROOT / "dbt_project")
-    jobs = {name: build_path_job(catalogue, name, clock) for name in calendars(catalogue)}
+    jobs = {name: build_path_job(catalogue, name) for name in calendars(catalogue)}
     return dg.Definitions(
         assets=[
             *(build_raw_asset(catalogue, dataset, clock) for dataset in catalogue.datasets),

@@ -11,6 +11,8 @@ from rich.table import Table
 console = Console()
 errors = Console(stderr=True)
 
+NEVER_WRAPPED = {"feature", "view", "stream", "state", "status", "unit", "subject", "passed", "newest_row", "next_due"}
+
 AsJson = typer.Option(False, "--json", help="Print JSON instead of a table.")
 
 
@@ -27,7 +29,10 @@ def print_rows(title: str, rows: Sequence[Mapping[str, Any]], *, empty: str = "n
     table = Table(title=title, title_justify="left", title_style="bold")
     for name in rows[0]:
         table.add_column(
-            name.replace("_", " "), justify="right" if all(isinstance(row[name], int | float) for row in rows) else "left", overflow="fold"
+            name.replace("_", " "),
+            justify="right" if all(isinstance(row[name], int | float | None) for row in rows) else "left",
+            overflow="fold",
+            no_wrap=name in NEVER_WRAPPED,
         )
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from featurestore_dagster import calendars
 from featurestore_dagster.cli.operate import connected
 from featurestore_dagster.cli.output import AsJson, console, print_json, print_rows
 from featurestore_dagster.features import CATALOGUE
@@ -73,16 +74,17 @@ def audit(as_json: bool = AsJson) -> None:
 def generate(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit code 1 when a file differs.")] = False, as_json: bool = AsJson
 ) -> None:
-    """Write the files that are derived from the declarations: data dictionary, JSON Schema, dbt sources and contracts.
+    """Write the files that are derived: data dictionary, JSON Schema, dbt sources and contracts, sessions of the exchanges.
 
     Example: `featurestore generate --check`
     """
-    different = outdated(PROJECT_ROOT)
+    expected = _generated()
+    different = _outdated(PROJECT_ROOT, expected)
     if not check:
         for name in different:
             path = PROJECT_ROOT / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(generated_files(CATALOGUE)[name])
+            path.write_text(expected[name])
     if as_json:
         print_json({"different": different, "written": not check})
     else:
@@ -96,7 +98,15 @@ def generate(
 
 def outdated(root: Path) -> list[str]:
     """Generated files that are missing or differ from the declarations."""
-    return [name for name, text in generated_files(CATALOGUE).items() if not (root / name).exists() or (root / name).read_text() != text]
+    return _outdated(root, _generated())
+
+
+def _generated() -> dict[str, str]:
+    return {**generated_files(CATALOGUE), **calendars.generated_files(CATALOGUE)}
+
+
+def _outdated(root: Path, expected: dict[str, str]) -> list[str]:
+    return [name for name, text in expected.items() if not (root / name).exists() or (root / name).read_text() != text]
 
 
 def _print_statements(statements: list[str], *, as_json: bool, none: str, some: str) -> None:

@@ -5,9 +5,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
-from featurestore_dagster.model.time import Clock
 from featurestore_dagster.orchestration import asset_keys
-from featurestore_dagster.orchestration.partitions import first_session, session_partitions
 
 
 def path_streams(catalogue: Catalogue, calendar_name: str) -> list[tuple[FeatureView, Stream]]:
@@ -25,7 +23,7 @@ def calendars(catalogue: Catalogue) -> list[str]:
     return list(dict.fromkeys(dataset.calendar for dataset in catalogue.datasets))
 
 
-def build_path_job(catalogue: Catalogue, calendar_name: str, clock: Clock) -> UnresolvedAssetJobDefinition:
+def build_path_job(catalogue: Catalogue, calendar_name: str) -> UnresolvedAssetJobDefinition:
     """All assets of a calendar, raw to online, in one process: a live bar is served 2 s after the tick, against 10 s with a process each."""
     streams = path_streams(catalogue, calendar_name)
     keys = [asset_keys.raw(dataset) for dataset in catalogue.datasets if dataset.calendar == calendar_name]
@@ -37,7 +35,6 @@ def build_path_job(catalogue: Catalogue, calendar_name: str, clock: Clock) -> Un
     return dg.define_asset_job(
         path_name(calendar_name),
         selection=selection,
-        partitions_def=session_partitions(calendar_name, first_session(catalogue, calendar_name), clock),
         executor_def=dg.in_process_executor,
         description=f"Calendar {calendar_name}: fetch, audit and publish raw rows, compute and publish the views, sync Redis",
         tags={"path": calendar_name},

@@ -9,6 +9,7 @@ import polars as pl
 
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.flags import PROPAGATED, QualityFlag
+from featurestore_dagster.model.indicator import Feature
 from featurestore_dagster.pipeline.bitemporal import join_visible
 from featurestore_dagster.projections.postgres_table import feature_dtype, feature_schema
 
@@ -66,42 +67,63 @@ def compute_snapshots(
     """
     daily = benchmark.sort("event_timestamp").with_columns(pl.col("close").alias("spy_close"))
     on_benchmark = [feature for feature in view.features if set(feature.input_columns) == {"spy_close"}]
-    daily = daily.with_columns(
-        *(feature.expression().alias(f"value:{feature.name}") for feature in on_benchmark),
-        pl.col("spy_close").rolling_mean(200).alias("spy_sma_200"),
+    on_both = [feature for feature in view.features if "spy_close" in feature.input_columns and feature not in on_benchmark]
+    on_series = [feature for feature in view.features if "spy_close" not in feature.input_columns]
+    daily = daily.select(
+        pl.col("event_timestamp").alias("bar_end"),
+        "known_at",
         pl.col("known_at").cum_max().alias("input_known_at"),
+        "spy_close",
+        "flags",
+        *(feature.expression().alias(f"value:{feature.name}") for feature in on_benchmark),
+        (pl.int_range(pl.len()) < view.warm_up_bars).alias("is_short"),
     )
-    snapshot = pl.DataFrame({"event_timestamp": instants}).sort("event_timestamp").with_columns(pl.lit("GLOBAL").alias("portfolio"))
-    taken = daily.select(
-        pl.col("event_timestamp").alias("bar_end"), "known_at", "input_known_at", "spy_close", "spy_sma_200", "flags",
-        *(f"value:{feature.name}" for feature in on_benchmark),
-    )  # fmt: skip
-    rows = join_visible(snapshot, taken, keys=[], at="event_timestamp", event_time="bar_end", known_at="known_at").drop("known_at")
-    stale = pl.lit(0)
-    known: list[pl.Expr] = [pl.col("input_known_at")]
-    series_columns = {name for feature in view.features for name in feature.input_columns} - set(taken.columns)
-    for name in sorted(series_columns):
+    snapshots = pl.DataFrame({"event_timestamp": instants}).sort("event_timestamp").with_columns(pl.lit("GLOBAL").alias("portfolio"))
+    rows = join_visible(snapshots, daily, keys=[], at="event_timestamp", event_time="bar_end", known_at="known_at").drop("known_at")
+    names = sorted({name for feature in view.features for name in feature.input_columns} - {"spy_close"})
+    for name in names:
         series = observations.filter(pl.col("column") == name).select(
-            pl.col("event_timestamp").alias(f"event:{name}"), pl.col("known_at").alias(f"known:{name}"), pl.col("value").alias(name),
-            "observation_date", "maximum_age_days",
-        )  # fmt: skip
-        rows = join_visible(rows, series, keys=[], at="event_timestamp", event_time=f"event:{name}", known_at=f"known:{name}")
-        too_old = (pl.col("event_timestamp").dt.date() - pl.col("observation_date")).dt.total_days() > pl.col("maximum_age_days")
-        is_stale = too_old.fill_null(value=True)
-        rows = rows.with_columns(is_stale.alias("stale"), pl.when(is_stale).then(None).otherwise(pl.col(name)).alias(name))
-        rows = rows.with_columns(pl.when("stale").then(None).otherwise(pl.col(f"known:{name}")).alias(f"known:{name}"))
-        rows = rows.with_columns(pl.col("stale").alias(f"stale:{name}")).drop("stale", "observation_date", "maximum_age_days")
-        stale = stale | pl.when(pl.col(f"stale:{name}")).then(QualityFlag.STALE_INPUT.value).otherwise(0)
-        known.append(pl.col(f"known:{name}"))
-    computed = [f.expression().alias(f"value:{f.name}") for f in view.features if f not in on_benchmark]
-    substitute = QualityFlag.FALLBACK_SOURCE.value if is_substitute else 0
-    incomplete = pl.when(pl.col("spy_sma_200").is_null()).then(QualityFlag.INSUFFICIENT_OHLCV.value).otherwise(0)
+            pl.col("event_timestamp").alias("released_at"), "known_at", pl.col("value").alias(name), "observation_date", "maximum_age_days"
+        )
+        rows = join_visible(rows, series, keys=[], at="event_timestamp", event_time="released_at", known_at="known_at")
+        age_days = (pl.col("event_timestamp").dt.date() - pl.col("observation_date")).dt.total_days()
+        stale = (age_days > pl.col("maximum_age_days")).fill_null(value=True)
+        rows = rows.with_columns(
+            pl.when(stale).then(None).otherwise(pl.col(name)).alias(name),
+            pl.when(stale).then(None).otherwise(pl.col("known_at")).alias(f"known:{name}"),
+            stale.alias(f"stale:{name}"),
+        ).drop("released_at", "known_at", "observation_date", "maximum_age_days")
+    rows = _with_values_on_both(rows, daily, on_both, names)
+    flags = (
+        (pl.col("flags").fill_null(0) & PROPAGATED.value)
+        | (QualityFlag.FALLBACK_SOURCE.value if is_substitute else 0)
+        | pl.when(pl.any_horizontal(f"stale:{name}" for name in names)).then(QualityFlag.STALE_INPUT.value).otherwise(0)
+        | pl.when(pl.col("is_short").fill_null(value=True)).then(QualityFlag.INSUFFICIENT_OHLCV.value).otherwise(0)
+    )
     rows = rows.with_columns(
-        *computed,
-        pl.max_horizontal(pl.col("event_timestamp"), *known).alias("created_timestamp"),
-        ((pl.col("flags").fill_null(0) & PROPAGATED.value) | substitute | stale | incomplete).cast(pl.Int64).alias("flags"),
+        *(feature.expression().alias(f"value:{feature.name}") for feature in on_series),
+        pl.max_horizontal("event_timestamp", "input_known_at", *(f"known:{name}" for name in names)).alias("created_timestamp"),
+        flags.cast(pl.Int64).alias("flags"),
     )
     return _finish(view, stream, rows)
+
+
+def _with_values_on_both(rows: pl.DataFrame, daily: pl.DataFrame, features: list[Feature], names: list[str]) -> pl.DataFrame:
+    """`rows` with the values of features that have windows over the benchmark's daily bars and read series as of the snapshot.
+
+    Several snapshots see the same newest bar. The first of each bar make one daily frame, the second ones another, and so on: in each the
+    windows run over all bars, and the series are those of the snapshot.
+    """
+    if not features:
+        return rows
+    numbered = rows.with_row_index("snapshot").with_columns(pl.int_range(pl.len()).over("bar_end").alias("ordinal"))
+    parts = []
+    for (_,), part in numbered.group_by("ordinal"):
+        frame = daily.select("bar_end", "spy_close").join(part.select("bar_end", "snapshot", *names), on="bar_end", how="left").sort("bar_end")
+        parts.append(
+            frame.select("snapshot", *(feature.expression().alias(f"value:{feature.name}") for feature in features)).drop_nulls("snapshot")
+        )
+    return numbered.join(pl.concat(parts), on="snapshot", how="left", maintain_order="left").drop("snapshot", "ordinal")
 
 
 def _window_flags(view: FeatureView, series: pl.DataFrame) -> pl.Expr:

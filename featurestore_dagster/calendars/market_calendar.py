@@ -1,25 +1,15 @@
-"""Market calendars: sessions, partition windows, expected bar ends and open-market time.
-
-What counts as late belongs in `serving.freshness`; Dagster's partition definitions are built from here in `orchestration`.
-"""
+"""MarketCalendar: what is asked of the sessions of one market. Where its sessions come from belongs in `lookup`."""
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from functools import cache, cached_property
+from functools import cached_property
 
 import polars as pl
 
-from featurestore_dagster.errors import ConfigurationError, MalformedDataError, UnknownNameError, UnknownPartitionError
+from featurestore_dagster.errors import MalformedDataError, UnknownPartitionError
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.model.time import Timeframe
-
-FIRST_DAY = date(1990, 1, 1)
-LAST_DAY = date(2049, 12, 31)
-"""Sessions are laid out once for this range, whatever the clock says: a calendar is the same in every process and every replay."""
-
-ALWAYS_OPEN = "24/7"
-FOREIGN_EXCHANGE = "FX"
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -289,90 +279,6 @@ class MarketCalendar:
     def _uncovered(self, instant: datetime) -> UnknownPartitionError:
         first, last = self.table["window_start"][0], self.table["window_end"][-1]
         return UnknownPartitionError(f"{instant.isoformat()} is outside calendar {self.name}, which covers {first} to {last}")
-
-
-@cache
-def calendar(name: str) -> MarketCalendar:
-    """The calendar of this name: "24/7" (UTC days), "FX" (24/5), or an exchange's code in exchange_calendars, such as "XNYS".
-
-    FX trades from Sunday 17:00 to Friday 17:00 America/New_York, less the sessions that end on 25 December and 1 January. Its session
-    is labelled with the New York date on which it *starts* (Sunday 17:00 to Monday 17:00 is Sunday's), as Dagster labels a daily
-    partition with an hour offset.
-
-    Raises:
-        UnknownNameError: No calendar has this name.
-        ConfigurationError: Its sessions open before their own local day (overnight futures), so days cannot partition them.
-    """
-    if name == ALWAYS_OPEN:
-        return _day_calendar(ALWAYS_OPEN, "UTC", hour_offset=0, traded=pl.lit(value=True))
-    if name == FOREIGN_EXCHANGE:
-        last_day = pl.col("session").dt.offset_by("1d")
-        holiday = last_day.dt.strftime("%m-%d").is_in(["12-25", "01-01"])
-        return _day_calendar(FOREIGN_EXCHANGE, "America/New_York", hour_offset=17, traded=(last_day.dt.weekday() < 6) & ~holiday)
-    return _exchange_calendar(name)
-
-
-def _day_calendar(name: str, time_zone: str, hour_offset: int, traded: pl.Expr) -> MarketCalendar:
-    """Sessions of a whole day from `hour_offset` to `hour_offset`, local time, on the days that `traded` selects by `session`."""
-    days = pl.date_range(FIRST_DAY, LAST_DAY, eager=True).alias("session").to_frame().filter(traded)
-    hours = days.select(
-        "session",
-        opens=_local_instant(pl.col("session"), hour_offset, time_zone),
-        closes=_local_instant(pl.col("session").dt.offset_by("1d"), hour_offset, time_zone),
-        break_start=pl.lit(None, UTC_MICROSECONDS),
-        break_end=pl.lit(None, UTC_MICROSECONDS),
-    )
-    table = _with_windows(hours, FIRST_DAY, hour_offset, time_zone)
-    return MarketCalendar(name, time_zone, hour_offset, grid_from_midnight=True, first_day=FIRST_DAY, last_day=LAST_DAY, table=table)
-
-
-def _exchange_calendar(name: str) -> MarketCalendar:
-    # Imported here because it brings pandas, which neither importing this module nor a market without an exchange should pay for.
-    import exchange_calendars
-
-    codes = set(exchange_calendars.get_calendar_names(include_aliases=False)) - {ALWAYS_OPEN}
-    if name not in codes:
-        raise UnknownNameError("calendar", name, codes | {ALWAYS_OPEN, FOREIGN_EXCHANGE})
-    first_day, last_day = FIRST_DAY, LAST_DAY
-    try:
-        recorded = exchange_calendars.get_calendar(name, start=str(first_day), end=str(last_day))
-    except ValueError:  # this exchange's holidays are recorded for a shorter range, which only its class tells
-        kind = type(exchange_calendars.get_calendar(name))
-        earliest, latest = kind.bound_min(), kind.bound_max()
-        first_day = max(first_day, earliest.date()) if earliest is not None else first_day
-        last_day = min(last_day, latest.date()) if latest is not None else last_day
-        recorded = kind(start=str(first_day), end=str(last_day))
-    time_zone = str(recorded.tz)
-    columns = {"opens": recorded.opens, "closes": recorded.closes, "break_start": recorded.break_starts, "break_end": recorded.break_ends}
-    hours = pl.DataFrame(
-        {"session": pl.Series(recorded.sessions.to_numpy()).cast(pl.Date)}
-        | {column: pl.Series(instants.to_numpy(dtype="datetime64[us]")).dt.replace_time_zone("UTC") for column, instants in columns.items()}
-    )
-    overnight = hours.filter(pl.col("opens") < _local_instant(pl.col("session"), 0, time_zone))
-    if overnight.height:
-        raise ConfigurationError(
-            f"calendar {name} opens session {overnight['session'][0]} at {overnight['opens'][0]}, the evening before in {time_zone}; "
-            f"allowed: calendars whose sessions open within their own local day, {ALWAYS_OPEN} or {FOREIGN_EXCHANGE}"
-        )
-    table = _with_windows(hours, first_day, 0, time_zone)
-    return MarketCalendar(name, time_zone, 0, grid_from_midnight=False, first_day=first_day, last_day=last_day, table=table)
-
-
-def _with_windows(hours: pl.DataFrame, first_day: date, hour_offset: int, time_zone: str) -> pl.DataFrame:
-    """Add window_end, the local boundary after the session's day, and window_start, the previous window_end or `first_day`'s boundary."""
-    window_end = _local_instant(pl.col("session").dt.offset_by("1d"), hour_offset, time_zone)
-    first = _local_instant(pl.lit(first_day), hour_offset, time_zone)
-    return hours.with_columns(window_end=window_end).with_columns(window_start=pl.col("window_end").shift(1).fill_null(first))
-
-
-def _local_instant(day: pl.Expr, hour: int, time_zone: str) -> pl.Expr:
-    """UTC instant of `hour` o'clock local time. A midnight that a clock change skips is the hour after it: the day's first instant."""
-    local = day.cast(pl.Datetime("us"))
-    hours = [
-        local.dt.offset_by(f"{wall_hour}h").dt.replace_time_zone(time_zone, ambiguous="earliest", non_existent="null")
-        for wall_hour in (hour, hour + 1)
-    ]
-    return pl.coalesce(hours).dt.convert_time_zone("UTC")
 
 
 def _lookup(values: pl.Series, positions: pl.Series, instants: pl.Series) -> pl.Series:
