@@ -5,9 +5,9 @@ from featurestore_dagster.features.equity_views import EQUITY_VIEWS
 from featurestore_dagster.features.macro_views import MACRO_VIEWS
 from featurestore_dagster.features.raw_tables import DATASETS, RAW_TABLES
 from featurestore_dagster.features.services import SERVICES
-from featurestore_dagster.features.sources import FILES, SAMPLES
+from featurestore_dagster.features.sources import SOURCES
 from featurestore_dagster.model.catalogue import Catalogue
 
 VIEWS = (*EQUITY_VIEWS, *MACRO_VIEWS)
 
-CATALOGUE = Catalogue(entities=ENTITIES, raw_tables=RAW_TABLES, datasets=DATASETS, sources=(SAMPLES, FILES), views=VIEWS, services=SERVICES)
+CATALOGUE = Catalogue(entities=ENTITIES, raw_tables=RAW_TABLES, datasets=DATASETS, sources=SOURCES, views=VIEWS, services=SERVICES)

@@ -40,7 +40,7 @@ PORTFOLIO_MACRO_FEATURES = FeatureView(
             calendar="XNYS",
             timeframe=Timeframe.ONE_HOUR,
             inputs=(US_EQUITY_CANDLES_1D, US_EQUITY_CORPORATE_ACTIONS),
-            schedule="35 9-16 * * 1-5",
+            schedule="35 10-16 * * 1-5",
         ),
     ),
     slo=SLO(timedelta(hours=1)),

@@ -1,22 +1,33 @@
 """Dagster's event log on Postgres, fit for ranges of thousands of partitions.
 
 Stock dagster-postgres 0.29 opens a connection for each event and batches materialisations only, so that planning ten years of daily
-partitions costs minutes before the first row is computed. This storage, named in `dagster.yaml`, keeps connections open and writes planned
-events and check evaluations in batches too. What is stored is unchanged; removing the class from `dagster.yaml` loses nothing but time.
+partitions costs minutes before the first row is computed; and it adds up the state of a partitioned check one partition at a time, so that
+the UI's page of an asset with ten years of checks hangs for half a minute. This storage, named in `dagster.yaml`, keeps connections open,
+writes planned events and check evaluations in batches, and adds up states in bulk. What is stored and answered is unchanged; removing the
+class from `dagster.yaml` loses nothing but time.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from dagster import DagsterEventType
+from dagster import AssetCheckKey, DagsterEventType, PartitionsDefinition, RunsFilter
+from dagster._core.asset_graph_view.serializable_entity_subset import SerializableEntitySubset
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationPlanned
 from dagster._core.events.log import EventLogEntry
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+from dagster._core.storage.asset_check_execution_record import (
+    AssetCheckExecutionRecordStatus,
+    AssetCheckExecutionResolvedStatus,
+    AssetCheckPartitionInfo,
+)
+from dagster._core.storage.asset_check_state import AssetCheckState, _process_run_statuses
+from dagster._core.storage.dagster_run import FINISHED_STATUSES
 from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable, SqlEventLogStorageTable
 from dagster._serdes import ConfigurableClassData, serialize_value
 from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.utils import pg_url_from_config
+
+from featurestore_dagster.orchestration.asset_keys import AUDIT
 
 STATEMENT_TIMEOUT_MILLISECONDS = 600_000
 POOL_RECYCLE_SECONDS = 3600
@@ -49,9 +60,14 @@ class BatchingPostgresEventLogStorage(PostgresEventLogStorage):
                     super().store_event_batch(group)
 
     def _store_asset_check_evaluation_planned(self, event: EventLogEntry, event_id: int | None) -> None:
-        """As the parent, but a partition's row does not repeat the list of all partitions: that is quadratic in their number."""
+        """As the parent, with two differences.
+
+        A partition's row does not repeat the list of all partitions: that is quadratic in their number. And a check that is not partitioned
+        is planned once, not once per partition of the run: nothing would ever complete those rows.
+        """
         planned = event.get_dagster_event().asset_check_planned_data
-        keys = planned.partitions_subset.get_partition_keys() if planned.partitions_subset else None
+        subset = planned.partitions_subset if planned.check_name == AUDIT else None
+        keys = subset.get_partition_keys() if subset else None
         partitions: list[str | None] = [None] if keys is None else [*keys]
         slim = event.get_dagster_event()._replace(
             event_specific_data=AssetCheckEvaluationPlanned(asset_key=planned.asset_key, check_name=planned.check_name)
@@ -68,6 +84,43 @@ class BatchingPostgresEventLogStorage(PostgresEventLogStorage):
         }
         with self.index_transaction() as connection:
             connection.execute(AssetCheckExecutionsTable.insert(), [{**row, "partition": partition} for partition in partitions])
+
+    def get_asset_check_state(
+        self, keys: Sequence[tuple[AssetCheckKey, PartitionsDefinition | None]]
+    ) -> Mapping[AssetCheckKey, AssetCheckState]:
+        """As the parent, with one subset per status instead of one per partition."""
+        partitioned = {key: definition for key, definition in keys if definition is not None}
+        states = dict(super().get_asset_check_state([(key, None) for key, definition in keys if definition is None]))
+        infos: dict[AssetCheckKey, list[AssetCheckPartitionInfo]] = defaultdict(list)
+        for info in self.get_asset_check_partition_info(list(partitioned)) if partitioned else ():
+            infos[info.check_key].append(info)
+        for key, definition in partitioned.items():
+            states[key] = self._state(key, definition, infos[key])
+        return states
+
+    def _state(self, key: AssetCheckKey, definition: PartitionsDefinition, infos: Sequence[AssetCheckPartitionInfo]) -> AssetCheckState:
+        known = set(definition.get_partition_keys())
+        by_status: dict[AssetCheckExecutionResolvedStatus, list[str]] = defaultdict(list)
+        by_run: dict[str, list[str]] = defaultdict(list)
+        for info in infos:
+            if info.partition_key is None or info.partition_key not in known:
+                continue
+            if info.latest_execution_status == AssetCheckExecutionRecordStatus.PLANNED:
+                by_status[AssetCheckExecutionResolvedStatus.IN_PROGRESS].append(info.partition_key)
+                by_run[info.latest_planned_run_id].append(info.partition_key)
+            elif info.is_current:
+                by_status[AssetCheckExecutionResolvedStatus[info.latest_execution_status.value]].append(info.partition_key)
+
+        def subset(partitions: Sequence[str]) -> SerializableEntitySubset[AssetCheckKey]:
+            return SerializableEntitySubset(key=key, value=definition.subset_with_partition_keys(partitions))
+
+        subsets = {status: subset(by_status[status]) for status in AssetCheckExecutionResolvedStatus}
+        in_progress = {run_id: subset(partitions) for run_id, partitions in by_run.items()}
+        finished = self._instance.get_runs(RunsFilter(run_ids=list(by_run), statuses=FINISHED_STATUSES)) if by_run else []
+        statuses = {run.run_id: run.status for run in finished}
+        resolved, running = _process_run_statuses(key, definition, subsets, in_progress, statuses)
+        newest = max((max(info.latest_check_event_storage_id, info.latest_materialization_storage_id or 0) for info in infos), default=0)
+        return AssetCheckState(latest_storage_id=newest, subsets=resolved, in_progress_runs=running)
 
     def _insert(self, events: Sequence[EventLogEntry]) -> list[int]:
         with self._connect() as connection:

@@ -17,6 +17,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 )
 from dagster._core.events import DagsterEvent, StepMaterializationData
 from dagster._core.events.log import EventLogEntry
+from dagster._core.execution.context.metadata_logging import AssetMetadataHandle, OutputMetadataAccumulator, OutputMetadataHandle
 
 from featurestore_dagster.errors import TerminalError, TransientError
 from featurestore_dagster.orchestration.asset_keys import AUDIT
@@ -57,10 +58,7 @@ def publish_events(
         yield from _single(context, done[0], run_metadata)
         return
     if not blocked:
-        for outcome in good:
-            context.add_asset_metadata(_metadata(outcome), asset_key=context.asset_key, partition_key=outcome.partition_key)
-        if good:
-            context.add_asset_metadata(run_metadata, asset_key=context.asset_key, partition_key=good[-1].partition_key)
+        _add_metadata(context, {outcome.partition_key: _metadata(outcome) for outcome in good}, run_metadata)
         yield dg.MaterializeResult()
         _record_checks(context, done)
         yield dg.AssetCheckResult(check_name=AUDIT, passed=True, metadata={"partitions": len(good)})
@@ -68,6 +66,17 @@ def publish_events(
     _record_materialisations(context, good)
     _record_checks(context, done)
     raise _failure(context, blocked, len(good))
+
+
+def _add_metadata(context: dg.AssetExecutionContext, by_partition: dict[str, dict[str, Any]], run_metadata: Mapping[str, Any]) -> None:
+    """As `context.add_asset_metadata` for each partition, which copies all that was added before, every time."""
+    if by_partition:
+        by_partition[max(by_partition)] |= run_metadata
+    handles: dict[OutputMetadataHandle | AssetMetadataHandle, Mapping[str, Any]] = {
+        AssetMetadataHandle(asset_key=context.asset_key, partition_key=key): metadata for key, metadata in by_partition.items()
+    }
+    step = context.op_execution_context._step_execution_context  # noqa: SLF001 - see above
+    step._metadata_accumulator = OutputMetadataAccumulator(per_output_metadata=handles)  # noqa: SLF001
 
 
 def _single(

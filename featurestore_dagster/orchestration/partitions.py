@@ -41,12 +41,12 @@ def session_partitions(calendar_name: str, first: date, clock: Clock) -> dg.Time
         datetime(day.year, day.month, day.day, hour, tzinfo=zone) for day in market.closed_days(first, (now + EXCLUSIONS_BEYOND).date())
     ]
     weekend = ",".join(CRON_WEEKDAYS[weekday] for weekday in market.closed_weekdays)
-    replayed_end = market.session_of(pl.Series([now], dtype=UTC_MICROSECONDS))[0] + timedelta(days=1) if clock.replayed else None
+    running = market.session(market.session_of(pl.Series([now], dtype=UTC_MICROSECONDS))[0])
     return dg.DailyPartitionsDefinition(
         start_date=first.isoformat(),
-        end_date=replayed_end.isoformat() if replayed_end else None,
+        end_date=running.window_end.astimezone(zone) if clock.replayed else None,
         hour_offset=hour,
         timezone=market.time_zone,
-        end_offset=0 if replayed_end else 1,
+        end_offset=1,
         exclusions=[*([f"0 {hour} * * {weekend}"] if weekend else []), *holidays],
     )

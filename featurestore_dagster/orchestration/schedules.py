@@ -11,8 +11,14 @@ from featurestore_dagster.orchestration.platform import Platform
 
 
 def build_path_schedule(catalogue: Catalogue, calendar_name: str) -> dg.ScheduleDefinition:
-    """Runs the calendar's path for the newest session that has begun, at every stream's cron."""
-    crons = sorted({stream.schedule for _, stream in path_streams(catalogue, calendar_name)})
+    """Runs the calendar's path for the session of the newest bar, at every stream's cron.
+
+    The last bar of a session ends with it, so the tick that serves it comes after the session: it is asked for up to the longest SLO later.
+    """
+    streams = path_streams(catalogue, calendar_name)
+    crons = sorted({stream.schedule for _, stream in streams})
+    timeframes = {stream.timeframe for _, stream in streams}
+    longest_lag = max(view.slo.max_lag for view, _ in streams)
     market = calendar(calendar_name)
 
     @dg.schedule(
@@ -20,14 +26,15 @@ def build_path_schedule(catalogue: Catalogue, calendar_name: str) -> dg.Schedule
         cron_schedule=crons,
         execution_timezone=market.time_zone,
         job_name=path_name(calendar_name),
-        description=f"The path of calendar {calendar_name} after each bar; nothing on days without a session",
+        description=f"The path of calendar {calendar_name} after each bar; nothing while the market is closed",
     )
     def path_schedule(context: dg.ScheduleEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.RunRequest | dg.SkipReason:
         now = platform.clock.now()
-        label = market.session_of(pl.Series([now], dtype=UTC_MICROSECONDS))[0]
-        session = market.session(label)
-        if now < session.opens:
-            return dg.SkipReason(f"calendar {calendar_name} has no session now: the next one, {label}, opens {session.opens.isoformat()}")
+        newest = max(market.latest_bar_end(timeframe, now) for timeframe in timeframes)
+        label = market.session_of(pl.Series([newest], dtype=UTC_MICROSECONDS))[0]
+        if now > market.session(label).window_end + longest_lag:
+            following = min(market.next_bar_end(timeframe, now) for timeframe in timeframes)
+            return dg.SkipReason(f"calendar {calendar_name}: no bar since session {label}; the next one ends at {following.isoformat()}")
         tick = context.scheduled_execution_time.replace(second=0, microsecond=0)
         return dg.RunRequest(run_key=f"{label}:{tick.isoformat()}", partition_key=label.isoformat())
 

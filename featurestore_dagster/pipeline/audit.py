@@ -3,8 +3,6 @@
 The rules themselves belong to `projections.pandera_schema` and `market_checks`; writing the outcome belongs to the stores.
 """
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -19,7 +17,9 @@ from featurestore_dagster.model.raw_table import Dataset
 from featurestore_dagster.model.source import Listing
 from featurestore_dagster.model.time import Timeframe
 from featurestore_dagster.pipeline import market_checks
+from featurestore_dagster.pipeline.compute import WHOLE_FIRM
 from featurestore_dagster.projections.relation import Relation, dataset_relation, stream_relation
+from featurestore_dagster.stores.postgres.refused import REFUSED_SCHEMA, refused_rows, row_as_json
 
 MINIMUM_ROW_SHARE = 0.5
 """A partition with fewer of its expected rows than this is blocked."""
@@ -86,6 +86,7 @@ def audit_dataset(
     *,
     context: pl.DataFrame,
     actions: pl.DataFrame,
+    jumped: pl.DataFrame,
     listings: Mapping[str, Listing],
     now: datetime,
 ) -> Audit:
@@ -97,21 +98,21 @@ def audit_dataset(
         partitions: Session labels that were asked for.
         context: Published rows of the sessions before, for checks that look back.
         actions: Known corporate actions: symbol, event_timestamp, ratio.
+        jumped: Series refused since a split-like jump before these partitions: symbol, event_timestamp.
         listings: Expected symbols by name.
         now: The platform's instant.
     """
-    from featurestore_dagster.projections.pandera_schema import dataset_schema, violations
+    from featurestore_dagster.projections.pandera_schema import dataset_schema, structure, violations
 
-    relation = dataset_relation(dataset)
-    structure, reasons = violations(dataset_schema(dataset), rows)
-    if structure:
-        return _blocked_whole(relation, partitions, structure)
-    clean, contradictions = market_checks.duplicates(dataset, rows)
-    _, reasons = violations(dataset_schema(dataset), clean)
+    relation, schema = dataset_relation(dataset), dataset_schema(dataset)
+    if complaints := structure(schema, rows) or _without_time(rows):
+        return _blocked_whole(relation, partitions, complaints)
+    clean, contradictions = market_checks.duplicates(dataset, rows.select(list(relation.frame_schema)))
+    reasons = violations(schema, clean)
     finite = clean.with_row_index("row").join(reasons.select("row").unique(), on="row", how="anti")
     if not finite.is_empty():
         positions = finite["row"]
-        found = market_checks.row_reasons(dataset, finite.drop("row"), context, actions, dict(listings), now)
+        found = market_checks.row_reasons(dataset, finite.drop("row"), context, actions, jumped, dict(listings), now)
         reasons = pl.concat([reasons, found.with_columns(positions.gather(found["row"]).alias("row"))])
     offset = clean.height
     judged = pl.concat([clean, contradictions])
@@ -135,12 +136,12 @@ def audit_stream(
     view: FeatureView, stream: Stream, rows: pl.DataFrame, partitions: Sequence[str], *, listings: Mapping[str, Listing], now: datetime
 ) -> Audit:
     """Judge computed feature rows of a stream; arguments as in `audit_dataset`."""
-    from featurestore_dagster.projections.pandera_schema import stream_schema, violations
+    from featurestore_dagster.projections.pandera_schema import stream_schema, structure, violations
 
-    relation = stream_relation(view, stream)
-    structure, reasons = violations(stream_schema(view, stream), rows)
-    if structure:
-        return _blocked_whole(relation, partitions, structure)
+    relation, schema = stream_relation(view, stream), stream_schema(view, stream)
+    if complaints := structure(schema, rows) or _without_time(rows):
+        return _blocked_whole(relation, partitions, complaints)
+    reasons = violations(schema, rows)
     indexed = rows.with_row_index("row")
     flagged = indexed.filter(pl.col("flags") & QUARANTINED.value != 0).select(
         "row",
@@ -156,7 +157,7 @@ def audit_stream(
         expected = _expected_bars(spine, partitions, listings, now)
     else:
         expected = {
-            key: {("snapshot", instant) for instant in bars}
+            key: {(WHOLE_FIRM, instant) for instant in bars}
             for key, bars in _due_bar_ends(stream.calendar, stream.timeframe, spine, partitions, now).items()
         }
     return _verdict(relation, rows, pl.concat([reasons, flagged, future]), partitions, expected, spine.quarantine_limit)
@@ -207,67 +208,70 @@ def _verdict(
     foreign = judged.filter(~pl.col("partition_key").is_in(list(partitions)))
     if not foreign.is_empty():
         raise ValueError(f"{relation.name}: {foreign.height} rows lie outside the partitions asked for, first {foreign.row(0, named=True)}")
-    by_partition = {str(key[0]): frame for key, frame in judged.partition_by("partition_key", as_dict=True).items()}
-    audits = {
-        key: _judge(relation, key, by_partition.get(key, judged.clear()), expected.get(key, set()), quarantine_limit) for key in partitions
-    }
+    good, bad = judged.filter("good"), judged.filter(~pl.col("good"))
+    counts = {key: (total, found) for key, total, found in judged.group_by("partition_key").agg(pl.len(), pl.col("good").sum()).iter_rows()}
+    failed = _failed_rows(relation, bad)
+    delivered: dict[str, set[tuple[str, datetime]]] = {}
+    for key, entity, end in good.select("partition_key", relation.keys[0], "event_timestamp").iter_rows():
+        delivered.setdefault(key, set()).add((entity, end))
+    audits = {}
+    for key in partitions:
+        total, found = counts.get(key, (0, 0))
+        checks = [
+            *failed.get(key, []),
+            *_whole_partition(total, total - found, delivered.get(key, set()), expected.get(key, set()), quarantine_limit),
+        ]
+        audits[key] = PartitionAudit(key, found, total - found, len(expected.get(key, ())) or None, tuple(checks))
     blocked = [key for key, audit in audits.items() if audit.blocked]
-    good = judged.filter(pl.col("good") & ~pl.col("partition_key").is_in(blocked))
-    bad = judged.filter(~pl.col("good"))
-    quarantined = pl.DataFrame(
-        {
-            "partition_key": bad["partition_key"],
-            "row": [_json(row) for row in bad.select(rows.columns).iter_rows(named=True)],
-            "reasons": bad["reasons"],
-        },
-        schema={"partition_key": pl.String, "row": pl.String, "reasons": pl.List(pl.String)},
+    return Audit(
+        good.filter(~pl.col("partition_key").is_in(blocked)).select(rows.columns),
+        refused_rows(bad.select(rows.columns), bad["partition_key"], bad["reasons"]),
+        audits,
     )
-    return Audit(good.select(rows.columns), quarantined, audits)
 
 
-def _judge(
-    relation: Relation, key: str, rows: pl.DataFrame, expected: set[tuple[str, datetime]], quarantine_limit: float
-) -> PartitionAudit:
-    bad = rows.filter(~pl.col("good")) if not rows["good"].all() else rows.clear()
-    failed = []
-    for reason, group in sorted(bad.explode("reasons").partition_by("reasons", as_dict=True).items()) if bad.height else ():
+def _failed_rows(relation: Relation, bad: pl.DataFrame) -> dict[str, list[FailedCheck]]:
+    """Per partition and reason: how many rows are bad, and examples."""
+    found: dict[str, list[FailedCheck]] = {}
+    by_reason = bad.explode("reasons").partition_by("partition_key", "reasons", as_dict=True)
+    for (key, reason), group in sorted(by_reason.items()):
         shown = group.head(EXAMPLES).select(*relation.keys, "event_timestamp", *relation.values[:6])
-        failed.append(FailedCheck(str(reason[0]), group.height, tuple(_json(row) for row in shown.iter_rows(named=True)), blocking=False))
-    good = rows.height - bad.height
-    if rows.height and bad.height > quarantine_limit * rows.height:
-        share = f"{bad.height} of {rows.height} rows are bad, allowed {quarantine_limit:.0%}"
-        failed.append(FailedCheck("mostly_quarantined", bad.height, (share,), blocking=True))
-    if expected:
-        present = rows.filter("good")
-        name = relation.keys[0]
-        delivered = (
-            set(zip(present[name], present["event_timestamp"], strict=True))
-            if name != "portfolio"
-            else {("snapshot", t) for t in present["event_timestamp"]}
-        )
-        missing = sorted(expected - delivered)
-        examples = tuple(f"{symbol} {end.isoformat()}" for symbol, end in missing[:EXAMPLES])
-        if not rows.height:
-            failed.append(FailedCheck("empty_partition: the session was open and rows are due", len(missing), examples, blocking=True))
-        elif len(missing) > (1 - MINIMUM_ROW_SHARE) * len(expected):
-            failed.append(FailedCheck("row_count: most expected rows are missing", len(missing), examples, blocking=True))
-        elif max(present["event_timestamp"]) < max(end for _, end in expected):
-            failed.append(
-                FailedCheck("stale_partition: the newest row is older than the calendar says", len(missing), examples, blocking=True)
-            )
-        elif missing:
-            failed.append(FailedCheck("calendar_gap: expected rows are missing", len(missing), examples, blocking=False))
-    return PartitionAudit(key, good, bad.height, len(expected) or None, tuple(failed))
+        examples = tuple(row_as_json(row) for row in shown.iter_rows(named=True))
+        found.setdefault(str(key), []).append(FailedCheck(str(reason), group.height, examples, blocking=False))
+    return found
+
+
+def _whole_partition(
+    total: int, bad: int, delivered: set[tuple[str, datetime]], expected: set[tuple[str, datetime]], quarantine_limit: float
+) -> list[FailedCheck]:
+    """Too many bad rows, and what is missing of the expected (entity, bar end) pairs."""
+    failed = []
+    if bad > quarantine_limit * total:
+        share = f"{bad} of {total} rows are bad, allowed {quarantine_limit:.0%}"
+        failed.append(FailedCheck("mostly_quarantined", bad, (share,), blocking=True))
+    missing = sorted(expected - delivered)
+    if not missing:
+        return failed
+    newest_due = max(end for _, end in expected)
+    if not total:
+        name, blocking = "empty_partition: the session was open and rows are due", True
+    elif len(missing) > (1 - MINIMUM_ROW_SHARE) * len(expected):
+        name, blocking = "row_count: most expected rows are missing", True
+    elif max(end for _, end in delivered) < newest_due:
+        name, blocking = "stale_partition: the newest row is older than the calendar says", True
+    else:
+        name, blocking = "calendar_gap: expected rows are missing", False
+    examples = tuple(f"{entity} {end.isoformat()}" for entity, end in missing[:EXAMPLES])
+    return [*failed, FailedCheck(name, len(missing), examples, blocking)]
+
+
+def _without_time(rows: pl.DataFrame) -> list[str]:
+    """A row without event time belongs to no partition, so that it could not even be quarantined."""
+    count = rows["event_timestamp"].null_count()
+    return [f"event_timestamp is NULL in {count} of {rows.height} rows"] if count else []
 
 
 def _blocked_whole(relation: Relation, partitions: Sequence[str], complaints: Sequence[str]) -> Audit:
     check = FailedCheck("schema: the frame does not have the declared form", 0, tuple(complaints), blocking=True)
-    none = pl.DataFrame(schema={"partition_key": pl.String, "row": pl.String, "reasons": pl.List(pl.String)})
+    none = pl.DataFrame(schema=REFUSED_SCHEMA)
     return Audit(pl.DataFrame(schema=relation.frame_schema), none, {key: PartitionAudit(key, 0, 0, None, (check,)) for key in partitions})
-
-
-def _json(row: Mapping[str, object]) -> str:
-    def plain(value: object) -> object:
-        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps({name: plain(value) for name, value in row.items()}, default=str)

@@ -13,6 +13,9 @@ from featurestore_dagster.model.indicator import Feature
 from featurestore_dagster.pipeline.bitemporal import join_visible
 from featurestore_dagster.projections.postgres_table import feature_dtype, feature_schema
 
+WHOLE_FIRM = "GLOBAL"
+"""The portfolio whose rows are snapshots of the market."""
+
 
 def compute_bars(view: FeatureView, stream: Stream, bars: pl.DataFrame, start: datetime, end: datetime) -> pl.DataFrame:
     """Feature rows of a view over candles.
@@ -78,7 +81,7 @@ def compute_snapshots(
         *(feature.expression().alias(f"value:{feature.name}") for feature in on_benchmark),
         (pl.int_range(pl.len()) < view.warm_up_bars).alias("is_short"),
     )
-    snapshots = pl.DataFrame({"event_timestamp": instants}).sort("event_timestamp").with_columns(pl.lit("GLOBAL").alias("portfolio"))
+    snapshots = pl.DataFrame({"event_timestamp": instants}).sort("event_timestamp").with_columns(pl.lit(WHOLE_FIRM).alias("portfolio"))
     rows = join_visible(snapshots, daily, keys=[], at="event_timestamp", event_time="bar_end", known_at="known_at").drop("known_at")
     names = sorted({name for feature in view.features for name in feature.input_columns} - {"spy_close"})
     for name in names:
@@ -119,7 +122,9 @@ def _with_values_on_both(rows: pl.DataFrame, daily: pl.DataFrame, features: list
     numbered = rows.with_row_index("snapshot").with_columns(pl.int_range(pl.len()).over("bar_end").alias("ordinal"))
     parts = []
     for (_,), part in numbered.group_by("ordinal"):
-        frame = daily.select("bar_end", "spy_close").join(part.select("bar_end", "snapshot", *names), on="bar_end", how="left").sort("bar_end")
+        frame = (
+            daily.select("bar_end", "spy_close").join(part.select("bar_end", "snapshot", *names), on="bar_end", how="left").sort("bar_end")
+        )
         parts.append(
             frame.select("snapshot", *(feature.expression().alias(f"value:{feature.name}") for feature in features)).drop_nulls("snapshot")
         )

@@ -33,8 +33,19 @@ SPLIT_DOLLAR_VOLUME_FACTOR = 5
 SPLIT_MEDIAN_BARS = 20
 
 
+SPLIT_LIKE = "split_like_jump"
+EX_DATE_TOLERANCE = timedelta(days=5)
+"""A split explains a jump on its ex-date or the symbol's first bar after it."""
+
+
 def row_reasons(
-    dataset: Dataset, rows: pl.DataFrame, context: pl.DataFrame, actions: pl.DataFrame, listings: dict[str, Listing], now: datetime
+    dataset: Dataset,
+    rows: pl.DataFrame,
+    context: pl.DataFrame,
+    actions: pl.DataFrame,
+    jumped: pl.DataFrame,
+    listings: dict[str, Listing],
+    now: datetime,
 ) -> pl.DataFrame:
     """Which rows are bad.
 
@@ -43,6 +54,7 @@ def row_reasons(
         rows: Rows of the dataset's canonical schema, one per identity (see `duplicates`), with finite values.
         context: Published rows before them, for the checks that look back.
         actions: Known corporate actions: symbol, event_timestamp, ratio.
+        jumped: Series that are refused since a jump before these rows: symbol, event_timestamp of the jump.
         listings: Expected symbols by name.
         now: Rows of later events are refused.
 
@@ -70,7 +82,7 @@ def row_reasons(
         }
     found = [indexed.filter(rule.fill_null(value=False)).select("row", pl.lit(reason).alias("reason")) for reason, rule in rules.items()]
     if dataset.bars:
-        found += [_looking_back(dataset, indexed, context, actions)]
+        found += [_looking_back(dataset, indexed, context, actions, jumped)]
     return pl.concat(found)
 
 
@@ -86,12 +98,14 @@ def duplicates(dataset: Dataset, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.D
     return distinct.filter(~contradicts), distinct.filter(contradicts)
 
 
-def _looking_back(dataset: Dataset, indexed: pl.DataFrame, context: pl.DataFrame, actions: pl.DataFrame) -> pl.DataFrame:
+def _looking_back(
+    dataset: Dataset, indexed: pl.DataFrame, context: pl.DataFrame, actions: pl.DataFrame, jumped: pl.DataFrame
+) -> pl.DataFrame:
     columns = ["symbol", "event_timestamp", "open", "high", "low", "close", "volume"]
     series = pl.concat([context.select(pl.lit(None, pl.UInt32).alias("row"), *columns), indexed.select("row", *columns)]).sort(
         "symbol", "event_timestamp"
     )
-    return pl.concat([_stuck(dataset, series), _split_like(series, actions)])
+    return pl.concat([_stuck(dataset, series), _split_like(series, actions, jumped)])
 
 
 def _stuck(dataset: Dataset, series: pl.DataFrame) -> pl.DataFrame:
@@ -114,10 +128,11 @@ def _stuck(dataset: Dataset, series: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _split_like(series: pl.DataFrame, actions: pl.DataFrame) -> pl.DataFrame:
+def _split_like(series: pl.DataFrame, actions: pl.DataFrame, jumped: pl.DataFrame) -> pl.DataFrame:
     """Rows from a price jump on that looks like a split which no corporate action explains.
 
-    Each row is compared with the newest row before the suspected jump, so a series stays refused until the action is known.
+    Each row is compared with the newest row before it, refused ones included; once suspect, a series stays refused until the action is
+    known, in later partitions too.
     """
     log_return = (pl.col("close") / pl.col("close").shift(1).over("symbol")).log()
     near = pl.any_horizontal(
@@ -127,6 +142,11 @@ def _split_like(series: pl.DataFrame, actions: pl.DataFrame) -> pl.DataFrame:
     median = dollar_volume.rolling_median(SPLIT_MEDIAN_BARS, min_samples=1).shift(1).over("symbol")
     quiet = (dollar_volume < SPLIT_DOLLAR_VOLUME_FACTOR * median).fill_null(value=True)
     splits = actions.filter(pl.col("ratio").is_not_null()).select("symbol", pl.col("event_timestamp").alias("ex_date")).sort("ex_date")
+    unexplained = (
+        jumped.sort("event_timestamp")
+        .join_asof(splits, left_on="event_timestamp", right_on="ex_date", by="symbol", strategy="backward", check_sortedness=False)
+        .filter((pl.col("ex_date") < pl.col("event_timestamp") - EX_DATE_TOLERANCE).fill_null(value=True))
+    )
     explained = (
         series.sort("event_timestamp")
         .join_asof(splits, left_on="event_timestamp", right_on="ex_date", by="symbol", strategy="backward", check_sortedness=False)
@@ -134,8 +154,14 @@ def _split_like(series: pl.DataFrame, actions: pl.DataFrame) -> pl.DataFrame:
         .with_columns((pl.col("ex_date") > pl.col("event_timestamp").shift(1).over("symbol")).fill_null(value=False).alias("explained"))
     )
     suspect = (log_return.abs() > SPLIT_MINIMUM_LOG_RETURN) & near & quiet & ~pl.col("explained")
+    since_before = pl.col("symbol").is_in(unexplained["symbol"].implode())
     return (
-        explained.with_columns(suspect.fill_null(value=False).alias("suspect"))
+        explained.with_columns((suspect.fill_null(value=False) | since_before).alias("suspect"))
         .filter(pl.col("suspect").cum_max().over("symbol") & pl.col("row").is_not_null())
-        .select("row", pl.lit("split_like_jump: the price jumps like a split that no corporate action explains").alias("reason"))
+        .select(
+            "row",
+            pl.lit(
+                f"{SPLIT_LIKE}: since a jump like a split that no corporate action explains; enter the action (ratio 1 confirms the price)"
+            ).alias("reason"),
+        )
     )

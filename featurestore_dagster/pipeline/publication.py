@@ -11,10 +11,10 @@ from itertools import groupby
 
 import polars as pl
 
-from featurestore_dagster.calendars import calendar
-from featurestore_dagster.errors import ConfigurationError, UnknownPartitionError
+from featurestore_dagster.calendars import MarketCalendar, calendar
+from featurestore_dagster.errors import ConfigurationError, RefusedError, UnknownPartitionError
 from featurestore_dagster.features.macro_series import BENCHMARKS, series_of
-from featurestore_dagster.features.raw_tables import CANDLES, CORPORATE_ACTIONS
+from featurestore_dagster.features.raw_tables import CORPORATE_ACTIONS
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS, Dataset
@@ -22,6 +22,7 @@ from featurestore_dagster.model.time import Clock, Timeframe
 from featurestore_dagster.pipeline.audit import Audit, PartitionAudit, audit_dataset, audit_stream
 from featurestore_dagster.pipeline.bars import adjusted_bars, flag_bars
 from featurestore_dagster.pipeline.compute import compute_bars, compute_snapshots
+from featurestore_dagster.pipeline.market_checks import SPLIT_LIKE
 from featurestore_dagster.projections.relation import Relation, dataset_relation, stream_relation
 from featurestore_dagster.stores.postgres import Ledger, PostgresStore, Publication
 
@@ -71,15 +72,15 @@ class Pipeline:
 
         Raises:
             UnknownPartitionError: A key is not a session of the calendar.
-            MalformedDataError: A source delivered something that is not the declared form; nothing of the chunk was published.
+            MalformedDataError: A source delivered what is not even a table; nothing of the chunk was published.
         """
         relation = dataset_relation(dataset)
         for chunk in self._chunks(relation, partitions):
             start, end = self._range(relation, chunk)
             rows = self.fetch(dataset, start, end)
-            wanted = calendar(dataset.calendar).session_of(rows["event_timestamp"]).cast(pl.String).is_in(chunk)
-            audit = self._audit_dataset(dataset, rows.filter(wanted).select(list(relation.frame_schema)), chunk, start, end)
-            yield from self._publish(relation, audit, chunk, {}, run_id)
+            if rows.schema.get("event_timestamp") == UTC_MICROSECONDS and not rows["event_timestamp"].null_count():
+                rows = rows.filter(calendar(dataset.calendar).session_of(rows["event_timestamp"]).cast(pl.String).is_in(chunk))
+            yield from self._publish(relation, self._audit_dataset(dataset, rows, chunk, start, end), chunk, {}, run_id)
 
     def materialise(self, view: FeatureView, stream: Stream, partitions: Sequence[str], run_id: str = "") -> Iterator[PartitionOutcome]:
         """Compute, audit and publish partitions of a stream, in calendar order.
@@ -121,9 +122,17 @@ class Pipeline:
             dataset: Where they belong.
             rows: Canonical schema without `ingested_at`.
             run_id: Who asked.
+
+        Raises:
+            RefusedError: A partition is blocked; nothing was done.
         """
         relation = dataset_relation(dataset)
         partitions = sorted(set(calendar(dataset.calendar).session_of(rows["event_timestamp"]).cast(pl.String)))
+        if blocked := [key for name, key in self.ledger.blocked() if name == relation.name and key in partitions]:
+            raise RefusedError(
+                f"{relation.name}: {blocked} are blocked, so their good rows are not published either; mend what the source delivers and "
+                "materialise them again"
+            )
         for chunk in self._chunks(relation, partitions):
             start, end = self._range(relation, chunk)
             inside = rows.filter((pl.col("event_timestamp") > start) & (pl.col("event_timestamp") <= end))
@@ -139,8 +148,10 @@ class Pipeline:
     def _chunks(self, relation: Relation, partitions: Sequence[str]) -> Iterator[list[str]]:
         market = calendar(relation.calendar)
         for key in partitions:
-            if not market.is_session(date.fromisoformat(key)):
-                raise UnknownPartitionError(f"{relation.name}: {key} is no session of calendar {relation.calendar}; nothing was done")
+            if not _is_session(market, key):
+                raise UnknownPartitionError(
+                    f"{relation.name}: {key!r} is no session of calendar {relation.calendar} (a date such as 2018-12-31); nothing was done"
+                )
 
         def anchor(key: str) -> datetime:
             return relation.timeframe.anchor(market.session(date.fromisoformat(key)).window_end)
@@ -163,30 +174,32 @@ class Pipeline:
         *,
         supersede: bool = True,
     ) -> Iterator[PartitionOutcome]:
-        good = [key for key in chunk if not audit.partitions[key].blocked]
+        blocked = {key: [check.as_dict() for check in part.failed] for key, part in audit.partitions.items() if part.blocked}
+        good = [key for key in chunk if key not in blocked]
+        in_blocked = pl.col("partition_key").is_in(list(blocked))
         published: dict[str, Publication] = {}
         if good:
-            refused = audit.quarantined.filter(pl.col("partition_key").is_in(good))
+            refused = audit.quarantined.filter(~in_blocked)
             results = self.store.publish(relation, audit.rows, good, quarantined=refused, inputs=inputs, run_id=run_id, supersede=supersede)
             published = {publication.partition_key: publication for publication in results}
+        if blocked:
+            self.store.block(relation, blocked, audit.quarantined.filter(in_blocked), run_id)
         labels = calendar(relation.calendar).session_of(audit.rows["event_timestamp"]).cast(pl.String)
+        rows = {str(key): part for (key,), part in audit.rows.group_by(labels.alias("session"), maintain_order=True)}
         for key in chunk:
-            verdict = audit.partitions[key]
-            if verdict.blocked:
-                refused = audit.quarantined.filter(pl.col("partition_key") == key)
-                self.store.block(relation, key, [check.as_dict() for check in verdict.failed], refused, run_id)
-            yield PartitionOutcome(key, verdict, published.get(key), audit.rows.filter(labels == key))
+            yield PartitionOutcome(key, audit.partitions[key], published.get(key), rows.get(key, audit.rows.clear()))
 
     # Inputs ---------------------------------------------------------------------------------------------------------------------------
 
     def _audit_dataset(self, dataset: Dataset, rows: pl.DataFrame, chunk: Sequence[str], start: datetime, end: datetime) -> Audit:
         context = pl.DataFrame(schema=dataset.table.schema)
-        actions = self._actions(dataset.market, end) if dataset.table == CANDLES else pl.DataFrame(schema=CORPORATE_ACTIONS.schema)
+        actions = jumped = pl.DataFrame(schema=CORPORATE_ACTIONS.schema)
         if dataset.bars:
             context = self._read(dataset, self._bars_before(dataset.calendar, dataset.timeframe, start, CHECK_CONTEXT_BARS), start)
-        return audit_dataset(
-            dataset, rows, chunk, context=context, actions=actions, listings=self.catalogue.listings(dataset), now=self.clock.now()
-        )
+            actions = self._actions(dataset.market, end)
+            jumped = self.ledger.first_refused(dataset_relation(dataset).name, SPLIT_LIKE, before=chunk[0])
+        listings, now = self.catalogue.listings(dataset), self.clock.now()
+        return audit_dataset(dataset, rows, chunk, context=context, actions=actions, jumped=jumped, listings=listings, now=now)
 
     def _compute(self, view: FeatureView, stream: Stream, history: datetime, start: datetime, end: datetime) -> pl.DataFrame:
         spine = stream.inputs[0]
@@ -255,8 +268,9 @@ class Pipeline:
         ends = [market.session(date.fromisoformat(key)).window_end for key in chunk]
         inputs: dict[str, dict[str, int]] = {key: {} for key in chunk}
         for dataset in stream.inputs:
-            # Actions are read from the beginning: an old one still scales the forward-adjusted close.
-            since = BEGINNING if dataset.table == CORPORATE_ACTIONS else history
+            # The cumulative factor holds every action since the beginning, and the closes before each.
+            cumulative = dataset.table == CORPORATE_ACTIONS or any("adjustment_factor" in f.input_columns for f in view.features)
+            since = BEGINNING if cumulative else history
             name = f"raw.{dataset.name}"
             for key, newest in zip(chunk, self.ledger.newest_writes(name, since, ends), strict=True):
                 inputs[key][name] = newest
@@ -269,3 +283,10 @@ class Pipeline:
             for key, batch in zip(chunk, seen["batch_id"].fill_null(0), strict=True):
                 inputs[key][f"marts.{view.mart}"] = batch
         return inputs
+
+
+def _is_session(market: MarketCalendar, key: str) -> bool:
+    try:
+        return market.is_session(date.fromisoformat(key))
+    except ValueError:
+        return False

@@ -63,31 +63,35 @@ def stream_schema(view: FeatureView, stream: Stream) -> pa.DataFrameSchema:
     return pa.DataFrameSchema(columns, strict=True, name=relation.name)
 
 
-def violations(schema: pa.DataFrameSchema, frame: pl.DataFrame) -> tuple[list[str], pl.DataFrame]:
-    """What is wrong with a frame.
-
-    Returns:
-        Structural complaints (missing, extra or retyped columns), and a frame `row` (UInt32, position in `frame`), `reason` (text) with
-        one line per failed value. With a structural complaint the second is empty: the rows cannot be judged.
-    """
-    structure = [f"column {name} is missing" for name in schema.columns if name not in frame.columns]
-    structure += [f"column {name} is not declared" for name in frame.columns if name not in schema.columns]
-    structure += [
+def structure(schema: pa.DataFrameSchema, frame: pl.DataFrame) -> list[str]:
+    """Missing, undeclared and retyped columns, a sentence each; a frame with any cannot be judged row by row."""
+    complaints = [f"column {name} is missing" for name in schema.columns if name not in frame.columns]
+    complaints += [f"column {name} is not declared" for name in frame.columns if name not in schema.columns]
+    complaints += [
         f"column {name} is {frame.schema[name]}, declared {column.dtype}"
         for name, column in schema.columns.items()
         if name in frame.columns and column.dtype is not None and not column.dtype.check(_pandera_type(frame.schema[name]))
     ]
+    return complaints
+
+
+def violations(schema: pa.DataFrameSchema, frame: pl.DataFrame) -> pl.DataFrame:
+    """Values that break a rule of the schema; the frame has its structure.
+
+    Returns:
+        One line per failed value: `row` (UInt32, position in `frame`), `reason` (text).
+    """
     none = pl.DataFrame(schema={"row": pl.UInt32, "reason": pl.String})
-    if structure or frame.is_empty():
-        return structure, none
+    if frame.is_empty():
+        return none
     try:
         schema.validate(frame, lazy=True)
     except pa.errors.SchemaErrors as errors:
-        cases = errors.failure_cases
-        return [], cases.select(
+        cases: pl.DataFrame = errors.failure_cases
+        return cases.select(
             pl.col("index").cast(pl.UInt32).alias("row"), pl.format("{}: {}", pl.col("column"), pl.col("check")).alias("reason")
         ).unique(maintain_order=True)
-    return [], none
+    return none
 
 
 def _pandera_type(dtype: pl.DataType) -> object:

@@ -1,5 +1,6 @@
 """Feature assets (groups indicators and macro): one per stream of a view, partitioned like its spine."""
 
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -10,7 +11,7 @@ import polars as pl
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
-from featurestore_dagster.model.time import Clock, Timeframe
+from featurestore_dagster.model.time import Clock
 from featurestore_dagster.orchestration import asset_keys, presentation
 from featurestore_dagster.orchestration.partition_events import publish_events
 from featurestore_dagster.orchestration.partitions import first_session, session_partitions
@@ -20,6 +21,8 @@ from featurestore_dagster.projections.postgres_table import feature_table
 from featurestore_dagster.projections.relation import stream_relation
 
 SHORTEST_POLICY = timedelta(minutes=1)
+HOURS = re.compile(r"\d+(-\d+)?")
+"""An hour, or a range of hours, of a cron expression."""
 
 
 def build_stream_asset(catalogue: Catalogue, view: FeatureView, stream: Stream, clock: Clock) -> dg.AssetsDefinition:
@@ -76,13 +79,14 @@ def build_stream_asset(catalogue: Catalogue, view: FeatureView, stream: Stream, 
 def freshness_policy(view: FeatureView, stream: Stream) -> dg.FreshnessPolicy:
     """Dagster's badge: does the asset run by its SLO? Whether the data is fresh is the check `data_freshness`.
 
-    A daily stream is due a SLO after its schedule; an intraday one never rests longer than a bar and its SLO.
+    A stream whose schedule names its hours is due a SLO after each tick, so that nights and weekends are no failure; one that runs round
+    the clock never rests longer than a bar and its SLO.
     """
-    if stream.timeframe is Timeframe.ONE_DAY:
-        minute, hour, *days = stream.schedule.split()
-        deadline = timedelta(hours=int(hour), minutes=int(minute)) + view.slo.max_lag
-        hours, minutes = divmod(deadline // timedelta(minutes=1), 60)
-        cron = f"{minutes} {hours} {' '.join(days)}"
+    minute, hours, *days = stream.schedule.split()
+    if minute.isdecimal() and HOURS.fullmatch(hours):
+        late, minutes = divmod(timedelta(minutes=int(minute)) + view.slo.max_lag, timedelta(hours=1))
+        due_hours = "-".join(str(int(hour) + late) for hour in hours.split("-"))
+        cron = f"{minutes // timedelta(minutes=1)} {due_hours} {' '.join(days)}"
         return dg.FreshnessPolicy.cron(deadline_cron=cron, lower_bound_delta=view.slo.max_lag, timezone=calendar(stream.calendar).time_zone)
     return dg.FreshnessPolicy.time_window(
         fail_window=stream.timeframe.duration + view.slo.max_lag, warn_window=max(view.slo.max_lag, SHORTEST_POLICY)

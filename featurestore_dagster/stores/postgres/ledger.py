@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import polars as pl
 from psycopg.rows import class_row, dict_row
 
 from featurestore_dagster.settings import PostgresSettings
-from featurestore_dagster.stores.postgres.connection import connect
+from featurestore_dagster.stores.postgres.connection import connect, read_frame
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Ledger:
         """Last publication of each partition of a relation, by partition key in order; `keys` None means all."""
         with connect(self.settings) as connection, connection.cursor(row_factory=class_row(PartitionState)) as cursor:
             cursor.execute(
-                "select distinct on (partition_key) relation, partition_key, publication_id, rows_total, content_hash, inputs, code_version,"
-                " published_at from ops.publications where relation = %(relation)s"
+                "select distinct on (partition_key) relation, partition_key, publication_id, rows_total, content_hash, inputs,"
+                " code_version, published_at from ops.publications where relation = %(relation)s"
                 " and (%(keys)s::text[] is null or partition_key = any(%(keys)s)) order by partition_key, publication_id desc",
                 {"relation": relation, "keys": None if keys is None else list(keys)},
             )
@@ -107,6 +108,16 @@ class Ledger:
                 " order by relation, partition_key, quality_log_id desc) last where outcome = 'blocked' order by 1, 2"
             ).fetchall()
         return {(relation, key): checks for relation, key, checks in rows}
+
+    def first_refused(self, relation: str, reason: str, before: str) -> pl.DataFrame:
+        """Symbols with an open refused row whose reason starts so, in partitions before this one: symbol, first event_timestamp of it."""
+        query = (
+            "select row->>'symbol' as symbol, min((row->>'event_timestamp')::timestamptz) as event_timestamp from ops.quarantine"
+            " where relation = %(relation)s and status = 'open' and partition_key < %(before)s"
+            " and exists (select from unnest(reasons) as reason where starts_with(reason, %(reason)s)) group by 1"
+        )
+        schema = {"symbol": pl.String(), "event_timestamp": pl.Datetime("us", "UTC")}
+        return read_frame(self.settings, query, {"relation": relation, "before": before, "reason": reason}, schema)
 
     def quarantined(
         self, *, relation: str | None = None, status: str | None = "open", quarantine_id: int | None = None, limit: int = 100

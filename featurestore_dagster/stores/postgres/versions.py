@@ -16,52 +16,37 @@ RELATIVE_TOLERANCE = 1e-9
 
 ABSOLUTE_TOLERANCE = 1e-12
 
+SAME_INSTANT = timedelta(seconds=1)
+"""Corrections that arrive within one reading of the clock are spread by microseconds; this tells them from an older vintage."""
+
 RECORD_SEPARATOR = "\x1e"
 
 NO_ROWS = hashlib.sha256().hexdigest()
 """Content hash of a partition without rows."""
 
 
-def new_versions(relation: Relation, staged: pl.DataFrame, current: pl.DataFrame, now: datetime) -> pl.DataFrame:
-    """Rows of `staged` whose identity is unknown to `current`, or known with another content.
+def new_versions(relation: Relation, staged: pl.DataFrame, stored: pl.DataFrame, now: datetime) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows of `staged` whose identity is not stored, or stored with another content.
+
+    A row is compared with the newest version; one whose known-at was observed before that version, with what was the newest then.
 
     Args:
         relation: What is written.
-        staged: Audited rows, one per identity, columns `relation.frame_schema` and more.
-        current: Newest version of each identity in the staged event-time range, columns `relation.frame_schema`.
-        now: When a correction is said to be known, unless the staged row says a later time.
+        staged: Audited rows, columns `relation.frame_schema`. Several of one identity are vintages, told apart by known-at.
+        stored: Every stored version of the staged event-time range, columns `relation.frame_schema`.
+        now: When a correction is said to be known, unless the staged row says a later time than the version it replaces.
 
     Returns:
-        Rows to insert, columns of `staged`. A changed row has RESTATED set and a known-at later than the version it replaces.
+        Rows to insert: a changed one has RESTATED set and a known-at later than the version it replaces. And vintages that came too late:
+        another value than the one that was read here at their time; inserting them would rewrite what was known.
     """
-    old = current.select(
-        *relation.identity,
-        *(pl.col(name).alias(f"old:{name}") for name in (*relation.values, relation.known_at, "flags")),
-        pl.lit(value=True).alias("old:exists"),
-    )
-    joined = staged.join(old, on=list(relation.identity), how="left", nulls_equal=True)
-    unrestated = ~QualityFlag.RESTATED.value
-    differs = [_differs(pl.col(name), pl.col(f"old:{name}"), staged.schema[name]) for name in relation.values]
-    differs.append((pl.col("flags") & unrestated) != (pl.col("old:flags") & unrestated))
-    is_known = pl.col("old:exists").fill_null(value=False)
-    known_at, old_known_at = pl.col(relation.known_at), pl.col(f"old:{relation.known_at}")
-    value_changed = pl.any_horizontal(differs[:-1]) if len(differs) > 1 else pl.lit(value=False)
-    return (
-        joined.filter(~is_known | pl.any_horizontal(differs))
-        .with_columns(
-            pl.when(is_known & (known_at <= old_known_at))
-            .then(pl.max_horizontal(old_known_at + timedelta(microseconds=1), pl.lit(now)))
-            .otherwise(known_at)
-            .alias(relation.known_at),
-            pl.when(is_known & value_changed).then(pl.col("flags") | QualityFlag.RESTATED.value).otherwise(pl.col("flags")).alias("flags"),
-            *(
-                [pl.when(is_known).then(pl.lit("observed")).otherwise(pl.col("known_at_basis")).alias("known_at_basis")]
-                if "known_at_basis" in staged.columns
-                else []
-            ),
-        )
-        .select(staged.columns)
-    )
+    columns = list(relation.frame_schema)
+    staged = staged.select(columns)
+    if stored.is_empty() and not staged.select(relation.identity).is_duplicated().any():
+        return staged, staged.clear()
+    last = newest(relation, stored.select(columns))
+    current, late = _without_earlier_vintages(relation, staged, stored, last)
+    return _changed(relation, current, last, now), late
 
 
 def newest(relation: Relation, frame: pl.DataFrame) -> pl.DataFrame:
@@ -86,6 +71,63 @@ def content_hashes(relation: Relation, frame: pl.DataFrame, partition: pl.Series
     for key, line in zip(rows["partition_key"], text.split(RECORD_SEPARATOR), strict=False):
         digests.setdefault(key, hashlib.sha256()).update(line.encode() + RECORD_SEPARATOR.encode())
     return {key: digest.hexdigest() for key, digest in digests.items()}
+
+
+def _changed(relation: Relation, staged: pl.DataFrame, last: pl.DataFrame, now: datetime) -> pl.DataFrame:
+    """Staged rows that differ from their predecessor: the newest stored version, or an earlier vintage of the same batch."""
+    identity, known_at = list(relation.identity), pl.col(relation.known_at)
+    touched = last.join(staged.select(identity).unique(), on=identity, how="semi", nulls_equal=True)
+    chain = pl.concat([touched.with_columns(is_staged=pl.lit(value=False)), staged.with_columns(is_staged=pl.lit(value=True))])
+    # Sorted, so that a row's predecessor is the row above: no join and no window.
+    follows = pl.all_horizontal(pl.col(name).eq_missing(pl.col(name).shift(1)) for name in identity)
+    value_differs = pl.any_horizontal(_differs(pl.col(name), pl.col(name).shift(1), dtype) for name, dtype in _contents(relation).items())
+    flags = pl.col("flags") & ~QualityFlag.RESTATED.value
+    compared = chain.sort(*identity, "is_staged", relation.known_at).with_columns(
+        follows.alias("follows"),
+        (follows & value_differs).alias("restated"),
+        (follows & (known_at <= known_at.shift(1))).alias("arrives_now"),
+        pl.max_horizontal(known_at.shift(1) + timedelta(microseconds=1), pl.lit(now)).alias("arrived_at"),
+        (~follows | value_differs | (flags != flags.shift(1))).alias("is_new"),
+    )
+    observed = pl.when("arrives_now").then(pl.lit("observed")).otherwise(pl.col("known_at_basis")).alias("known_at_basis")
+    return (
+        compared.filter(pl.col("is_staged") & pl.col("is_new"))
+        .with_columns(
+            pl.when("arrives_now").then("arrived_at").otherwise(known_at).alias(relation.known_at),
+            pl.when("restated").then(pl.col("flags") | QualityFlag.RESTATED.value).otherwise("flags").alias("flags"),
+            *([observed] if "known_at_basis" in staged.columns else []),
+        )
+        .select(staged.columns)
+    )
+
+
+def _without_earlier_vintages(
+    relation: Relation, staged: pl.DataFrame, stored: pl.DataFrame, last: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """`staged` without rows observed before the newest stored version, and those of them that say something unheard of."""
+    identity, known_at = list(relation.identity), relation.known_at
+    if "known_at_basis" not in staged.columns:
+        return staged, staged.clear()
+    rows = staged.with_row_index("staged_row")
+    boundary = last.select(*identity, (pl.col(known_at) - SAME_INSTANT).alias("boundary"))
+    earlier = (
+        rows.join(boundary, on=identity, how="inner", nulls_equal=True)
+        .filter((pl.col("known_at_basis") == "observed") & (pl.col(known_at) < pl.col("boundary")))
+        .drop("boundary")
+    )
+    if earlier.is_empty():
+        return staged, staged.clear()
+    pairs = earlier.join(stored, on=identity, how="inner", nulls_equal=True, suffix=":stored").sort(f"{known_at}:stored")
+    then_newest = pairs.filter(pl.col(f"{known_at}:stored") <= pl.col(known_at)).unique("staged_row", keep="last", maintain_order=True)
+    now_newest = pairs.unique("staged_row", keep="last", maintain_order=True)
+    differs = pl.any_horizontal(_differs(pl.col(name), pl.col(f"{name}:stored"), dtype) for name, dtype in _contents(relation).items())
+    heard_of = pl.concat([then_newest, now_newest]).filter(~differs).select("staged_row").unique()
+    late = earlier.join(heard_of, on="staged_row", how="anti")
+    return rows.join(earlier, on="staged_row", how="anti").drop("staged_row"), late.drop("staged_row")
+
+
+def _contents(relation: Relation) -> dict[str, pl.DataType]:
+    return {name: relation.frame_schema[name] for name in relation.values}
 
 
 def _differs(new: pl.Expr, old: pl.Expr, dtype: pl.DataType) -> pl.Expr:

@@ -1,7 +1,5 @@
 """Sessions, labels and windows: against rules of the markets, and against real series."""
 
-import subprocess
-import sys
 from datetime import UTC, date, datetime, timedelta
 
 import polars as pl
@@ -190,8 +188,3 @@ def test_labels_enter_a_frame_as_a_column() -> None:
     labelled = frame.with_columns(session=pl.col("event_timestamp").map_batches(calendar("XNYS").session_of, return_dtype=pl.Date))
     assert labelled["session"].to_list() == [date(2018, 12, 24), None]
     assert calendar("XNYS").session_of(instants()).to_list() == []
-
-
-def test_importing_calendars_imports_no_pandas() -> None:
-    code = "import sys, featurestore_dagster.calendars as c; c.calendar('FX'); c.calendar('24/7'); sys.exit('pandas' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,98 @@
+"""Schedules: a tick of an open session asks for that session's partition; weekends and holidays start nothing."""
+
+import itertools
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+import pytest
+from dagster._utils.schedules import schedule_execution_time_iterator
+
+from featurestore_dagster.calendars import calendar
+from featurestore_dagster.features import CATALOGUE
+from featurestore_dagster.model.time import FrozenClock
+from featurestore_dagster.orchestration.jobs import path_name, path_streams
+from featurestore_dagster.orchestration.partitions import first_session, session_partitions
+from featurestore_dagster.orchestration.platform import Platform
+from featurestore_dagster.orchestration.schedules import build_path_schedule
+from featurestore_dagster.settings import Settings
+
+NEW_YORK = ZoneInfo("America/New_York")
+
+
+def new_york(local: str) -> datetime:
+    return datetime.fromisoformat(local).replace(tzinfo=NEW_YORK)
+
+
+def tick(calendar_name: str, instant: datetime) -> dg.RunRequest | dg.SkipReason:
+    """What the schedule answers at this time."""
+    platform = Platform(Settings(clock=instant.astimezone(UTC).isoformat()), CATALOGUE)
+    context = dg.build_schedule_context(scheduled_execution_time=instant, resources={"platform": platform})
+    answer = build_path_schedule(CATALOGUE, calendar_name)(context)
+    assert isinstance(answer, dg.RunRequest | dg.SkipReason)
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("calendar_name", "local", "session"),
+    [
+        pytest.param("XNYS", "2026-03-06T16:15", "2026-03-06", id="after the close"),
+        pytest.param("XNYS", "2026-03-09T10:35", "2026-03-09", id="first morning of summer time"),
+        pytest.param("XNYS", "2018-07-03T16:15", "2018-07-03", id="half day, hours after its close"),
+        pytest.param("FX", "2026-03-08T18:02", "2026-03-08", id="Sunday evening"),
+        pytest.param("FX", "2026-03-09T16:02", "2026-03-08", id="Monday afternoon is still Sunday's session"),
+        pytest.param("FX", "2026-03-09T17:02", "2026-03-08", id="the last bar of Sunday's session"),
+        pytest.param("FX", "2026-03-09T18:02", "2026-03-09", id="Monday evening"),
+        pytest.param("FX", "2026-03-06T17:02", "2026-03-05", id="the last bar of the week"),
+    ],
+)
+def test_an_open_session_asks_for_its_partition(calendar_name: str, local: str, session: str) -> None:
+    request = tick(calendar_name, new_york(local))
+    assert isinstance(request, dg.RunRequest)
+    assert request.partition_key == session
+    clock = FrozenClock(new_york(local).astimezone(UTC))
+    partitions = session_partitions(calendar_name, first_session(CATALOGUE, calendar_name), clock)
+    assert partitions.has_partition_key(session)
+    assert request.run_key == f"{session}:{new_york(local).isoformat()}"
+
+
+@pytest.mark.parametrize(
+    ("calendar_name", "local", "last", "next_bar_end"),
+    [
+        pytest.param("XNYS", "2018-12-25T16:15", "2018-12-24", "2018-12-26T15:30", id="Christmas"),
+        pytest.param("XNYS", "2018-12-05T10:35", "2018-12-04", "2018-12-06T15:30", id="day of mourning, which no rule foretells"),
+        pytest.param("XNYS", "2026-03-07T10:35", "2026-03-06", "2026-03-09T14:30", id="Saturday"),
+        pytest.param("XNYS", "2026-03-09T09:35", "2026-03-06", "2026-03-09T14:30", id="open, and no bar yet"),
+        pytest.param("FX", "2026-03-06T18:02", "2026-03-05", "2026-03-08T22:00", id="Friday evening"),
+        pytest.param("FX", "2026-03-07T12:02", "2026-03-05", "2026-03-08T22:00", id="Saturday"),
+        pytest.param("FX", "2017-12-24T18:02", "2017-12-21", "2017-12-25T23:00", id="Christmas Eve on a Sunday"),
+    ],
+)
+def test_without_a_new_bar_nothing_starts_and_the_reason_names_the_next(
+    calendar_name: str, local: str, last: str, next_bar_end: str
+) -> None:
+    answer = tick(calendar_name, new_york(local))
+    assert isinstance(answer, dg.SkipReason)
+    assert answer.skip_message == (f"calendar {calendar_name}: no bar since session {last}; the next one ends at {next_bar_end}:00+00:00")
+
+
+@pytest.mark.parametrize("calendar_name", ["XNYS", "FX"])
+def test_every_bar_is_asked_for_by_a_tick_before_it_is_due(calendar_name: str) -> None:
+    """A week with a change of clocks: the cadence of the schedule keeps the promise of each view."""
+    schedule, market = build_path_schedule(CATALOGUE, calendar_name), calendar(calendar_name)
+    assert schedule.job_name == path_name(calendar_name)
+    assert schedule.execution_timezone is not None
+    start, end = datetime(2026, 3, 4, tzinfo=UTC), datetime(2026, 3, 11, tzinfo=UTC)
+    ticks = schedule_execution_time_iterator(start.timestamp(), schedule.cron_schedule, schedule.execution_timezone, ascending=True)
+    times = list(itertools.takewhile(lambda at: at < end + timedelta(days=1), ticks))
+    asked = [(at, answer.partition_key) for at in times if isinstance(answer := tick(calendar_name, at), dg.RunRequest)]
+    for view, stream in path_streams(CATALOGUE, calendar_name):
+        bars = market.bar_ends(stream.timeframe, start, end)
+        sessions = [label.isoformat() for label in market.session_of(bars)]
+        missed = [
+            bar
+            for bar, session in zip(bars, sessions, strict=True)
+            if not any(bar <= at <= bar + view.slo.max_lag and key == session for at, key in asked)
+        ]
+        assert bars.len() >= 5
+        assert missed == [], f"{view.name}/{stream.name}: no tick asks for these bars before they are due"
