@@ -119,7 +119,7 @@ def get(
     raise typer.Exit(0 if found else 1)
 
 
-def print_vector(title: str, answer: Any) -> None:  # noqa: ANN401 - OnlineFeatures; its import is slow for commands that need none
+def print_vector(title: str, answer: Any) -> None:
     """A table of values per view, under the view's event time, age, flags and tier."""
     for row in answer.rows:
         console.print(f"[bold]{title}[/]", highlight=False)

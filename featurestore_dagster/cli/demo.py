@@ -76,7 +76,8 @@ def _print(run: Any, vector: Any, states: list[dict[str, Any]], seconds: dict[st
         )
     else:
         console.print(
-            f"Nothing new: all {run.sessions:,} sessions were published before, unchanged; 0 rows published, {run.rows_quarantined:,} quarantined"
+            f"Nothing new: all {run.sessions:,} sessions were published before, unchanged; 0 rows published,"
+            f" {run.rows_quarantined:,} quarantined"
         )
     title = f"{DEMO_SYMBOL} (S&P 500 index), {DEMO_SERVICE}" + (f", {replayed}" if replayed else "")
     print_vector(title, vector)

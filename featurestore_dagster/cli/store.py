@@ -46,7 +46,8 @@ def teardown(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = F
     from featurestore_dagster.serving.client import PROJECT
 
     with connected(Settings()) as settings:
-        where = f"{settings.postgres.database} at {settings.postgres.host}:{settings.postgres.port} and Redis at {settings.redis.host}:{settings.redis.port}"
+        postgres, redis = settings.postgres, settings.redis
+        where = f"{postgres.database} at {postgres.host}:{postgres.port} and Redis at {redis.host}:{redis.port}"
         if not yes and not typer.confirm(f"Delete all data of ours in {where}?"):
             console.print("nothing was deleted")
             raise typer.Exit(1)

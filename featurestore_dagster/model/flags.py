@@ -41,7 +41,9 @@ class QualityFlag(IntFlag):
     @classmethod
     def counts(cls, flags: pl.Series) -> dict[str, int]:
         """Rows by flag that is set on any of them; `flags` Int64, no NULLs."""
-        return {flag.name: count for flag in cls if flag.name and (count := int((flags & flag.value != 0).sum()))} if (flags != 0).any() else {}
+        if not (flags != 0).any():
+            return {}
+        return {flag.name: count for flag in cls if flag.name and (count := int((flags & flag.value != 0).sum()))}
 
 
 QUARANTINED = QualityFlag.TIMESTAMP_MISMATCH | QualityFlag.COMPUTATION_ERROR | QualityFlag.STUCK_FEED | QualityFlag.OUT_OF_SESSION

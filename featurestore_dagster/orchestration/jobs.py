@@ -24,7 +24,7 @@ def calendars(catalogue: Catalogue) -> list[str]:
 
 
 def build_path_job(catalogue: Catalogue, calendar_name: str) -> UnresolvedAssetJobDefinition:
-    """All assets of a calendar, raw to online, in one process: a live bar is served 2 s after the tick, against 10 s with a process each."""
+    """All assets of a calendar, raw to online, in one process: a process for each step would cost a live bar seconds."""
     streams = path_streams(catalogue, calendar_name)
     keys = [asset_keys.raw(dataset) for dataset in catalogue.datasets if dataset.calendar == calendar_name]
     keys += [asset_keys.stream(view, stream) for view, stream in streams]

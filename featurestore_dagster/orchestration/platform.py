@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+from featurestore_dagster.errors import ConfigurationError
+from featurestore_dagster.features.sources import FILES
 from featurestore_dagster.model.catalogue import Catalogue
+from featurestore_dagster.model.raw_table import Dataset
 from featurestore_dagster.model.time import Clock
 from featurestore_dagster.pipeline.publication import Pipeline
 from featurestore_dagster.serving.client import PROJECT
 from featurestore_dagster.settings import Settings
-from featurestore_dagster.sources import fetch
+from featurestore_dagster.sources import fetch, files
 from featurestore_dagster.stores.embedded import running_settings
 from featurestore_dagster.stores.postgres import Ledger, PostgresStore
 from featurestore_dagster.stores.redis import RedisStore
@@ -45,6 +48,20 @@ class Platform:
     def online(self) -> RedisStore:
         """Newest values."""
         return RedisStore(self.settings.redis, PROJECT)
+
+    def take_files(self, dataset: Dataset) -> list[str]:
+        """Land the files that wait in the dataset's drop folder; returns what was refused and why, a sentence each.
+
+        A wrong mapping or a bad file is a problem to show, not a reason to stop what the other sources deliver.
+        """
+        if dataset not in FILES.datasets:
+            return []
+        try:
+            taken = files.take(dataset, self.settings.drop, self.clock)
+        except ConfigurationError as error:
+            return [f"{dataset.name}: {error}"]
+        refused = (file for file in taken if isinstance(file, files.RefusedFile))
+        return [f"{dataset.name}/{file.name} was refused whole and lies at {file.path}: {file.error}" for file in refused]
 
     @cached_property
     def pipeline(self) -> Pipeline:

@@ -106,7 +106,8 @@ def plot(rows: pl.DataFrame, column: str, by: str, title: str) -> dg.MarkdownMet
         values = drawn.filter(pl.col(by) == name)[column].tail(PLOT_POINTS).to_list()
         lines.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{_points(values)}"/>')
     legend = "".join(
-        f'<text x="{PLOT_MARGIN + 70 * number}" y="{PLOT_HEIGHT + 14}" font-size="11" font-family="sans-serif" fill="{colour}">{escape(str(name))}</text>'
+        f'<text x="{PLOT_MARGIN + 70 * number}" y="{PLOT_HEIGHT + 14}" font-size="11" font-family="sans-serif" fill="{colour}">'
+        f"{escape(str(name))}</text>"
         for number, (colour, name) in enumerate(zip(PLOT_COLOURS, names, strict=False))
     )
     svg = (
@@ -133,7 +134,8 @@ def describe_view(view: FeatureView, stream: Stream) -> str:
     lines = [
         f"{view.description} ({stream.market}, {stream.timeframe}).",
         "",
-        f"SLO: served {view.slo.max_lag} after due. TTL {view.ttl} of open-market time. Calendar {stream.calendar}. Feature set v{view.version}.",
+        f"SLO: served {view.slo.max_lag} after due. TTL {view.ttl} of open-market time. Calendar {stream.calendar}.",
+        f"Feature set version {view.version}.",
         "",
         "| feature | unit | formula |",
         "|---|---|---|",
@@ -145,7 +147,7 @@ def describe_view(view: FeatureView, stream: Stream) -> str:
 def describe_dataset(dataset: Dataset, sources: Mapping[str, str]) -> str:
     """Markdown for a raw asset's page: what it holds and who delivers it."""
     delivered = "; ".join(f"**{name}**: {text}" for name, text in sources.items())
-    return f"{dataset.description}. Calendar {dataset.calendar}, {dataset.timeframe}; append-only, every version kept.\n\nSources: {delivered}."
+    return f"{dataset.description}. Calendar {dataset.calendar}, {dataset.timeframe}; append-only.\n\nSources: {delivered}."
 
 
 def as_json(value: object) -> dg.JsonMetadataValue:

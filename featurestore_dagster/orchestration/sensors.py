@@ -9,11 +9,13 @@ import dagster as dg
 import polars as pl
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluation
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from featurestore_dagster.calendars import calendar
+from featurestore_dagster.features.sources import FILES
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
-from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
+from featurestore_dagster.model.raw_table import UTC_MICROSECONDS, Dataset
 from featurestore_dagster.orchestration import asset_keys
 from featurestore_dagster.orchestration.jobs import path_name
 from featurestore_dagster.orchestration.platform import Platform
@@ -113,7 +115,7 @@ def build_file_sensor(catalogue: Catalogue, jobs: Mapping[str, UnresolvedAssetJo
         catalogue: Says which datasets may be dropped.
         jobs: Path job of each calendar.
     """
-    datasets = [dataset for source in catalogue.sources if source.name == "files" for dataset in source.datasets]
+    datasets = [dataset for dataset in FILES.datasets if dataset in catalogue.datasets]
 
     @dg.sensor(
         name="file_drop_sensor",
@@ -124,34 +126,34 @@ def build_file_sensor(catalogue: Catalogue, jobs: Mapping[str, UnresolvedAssetJo
     def file_drop_sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
         # The cursor is what was requested, not what was taken: a file landed before a crash is requested at the next tick.
         requested: dict[str, int] = json.loads(context.cursor or "{}")
-        requests, refused = [], []
+        requests: list[dg.RunRequest] = []
+        problems: list[str] = []
+        now = platform.clock.now()
         for dataset in datasets:
-            for file in files.take(dataset, platform.settings.drop, platform.clock):
-                if isinstance(file, files.RefusedFile):
-                    refused.append(f"{dataset.name}/{file.name} was refused whole and lies at {file.path}: {file.error}")
-            for landed in files.landed(dataset, platform.settings.drop, after_sequence=requested.get(dataset.name, 0)):
-                requested[dataset.name] = landed.sequence
-                now = platform.clock.now()
-                if landed.first_event > now:
-                    continue  # not due yet: it is fetched by the run of its own session
-                first, last = _sessions(dataset.calendar, landed.first_event, min(landed.last_event, now))
-                context.log.info(f"{landed.name} of {dataset.name}: {landed.rows} rows, sessions {first} to {last}")
-                tags = {"file": landed.name}
-                tags |= {} if first == last else {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
-                requests.append(
-                    dg.RunRequest(
-                        run_key=f"{dataset.name}:{landed.sequence}",
-                        job_name=path_name(dataset.calendar),
-                        partition_key=first if first == last else None,
-                        tags=tags,
-                    )
-                )
-        for line in refused:
-            context.log.error(line)
-        nothing = "; ".join(refused) or f"no new file under {platform.settings.drop}"
+            problems += platform.take_files(dataset)
+            landed = files.landed(dataset, platform.settings.drop, after_sequence=requested.get(dataset.name, 0))
+            # A file of later sessions than now is fetched by the runs of those sessions.
+            requests += [_request(dataset, file, now) for file in landed if file.first_event <= now]
+            if landed:
+                requested[dataset.name] = landed[-1].sequence
+        for problem in problems:
+            context.log.error(problem)
+        nothing = "; ".join(problems) or f"no new file under {platform.settings.drop}"
         return dg.SensorResult(run_requests=requests, skip_reason=None if requests else nothing, cursor=json.dumps(requested))
 
     return file_drop_sensor
+
+
+def _request(dataset: Dataset, file: files.LandedFile, now: datetime) -> dg.RunRequest:
+    first, last = _sessions(dataset.calendar, file.first_event, min(file.last_event, now))
+    spans = first != last
+    span = {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last} if spans else {}
+    return dg.RunRequest(
+        run_key=f"{dataset.name}:{file.sequence}",
+        job_name=path_name(dataset.calendar),
+        partition_key=None if spans else first,
+        tags={"file": file.name, **span},
+    )
 
 
 def _sessions(calendar_name: str, first: datetime, last: datetime) -> tuple[str, str]:

@@ -89,6 +89,7 @@ def audit_dataset(
     jumped: pl.DataFrame,
     listings: Mapping[str, Listing],
     now: datetime,
+    whole: bool = True,
 ) -> Audit:
     """Judge rows of a dataset.
 
@@ -101,6 +102,7 @@ def audit_dataset(
         jumped: Series refused since a split-like jump before these partitions: symbol, event_timestamp.
         listings: Expected symbols by name.
         now: The platform's instant.
+        whole: The rows are all that there is of the partitions: missing ones and the share of bad ones are judged.
     """
     from featurestore_dagster.projections.pandera_schema import dataset_schema, structure, violations
 
@@ -128,8 +130,8 @@ def audit_dataset(
             ),
         ]
     )
-    expected = _expected_bars(dataset, partitions, listings, now) if dataset.bars else {}
-    return _verdict(relation, judged, reasons, partitions, expected, dataset.quarantine_limit)
+    expected = _expected_bars(dataset, partitions, listings, now) if dataset.bars and whole else {}
+    return _verdict(relation, judged, reasons, partitions, expected, dataset.quarantine_limit if whole else 1.0)
 
 
 def audit_stream(

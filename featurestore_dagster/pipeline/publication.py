@@ -5,7 +5,7 @@ most one chunk, and the same inputs give the same bits in any order. Dagster doe
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
 
@@ -136,12 +136,9 @@ class Pipeline:
         for chunk in self._chunks(relation, partitions):
             start, end = self._range(relation, chunk)
             inside = rows.filter((pl.col("event_timestamp") > start) & (pl.col("event_timestamp") <= end))
-            audit = self._audit_dataset(dataset, inside, chunk, start, end)
             # The partition's other rows are published already: completeness was judged when they were.
-            forgiven = {
-                key: replace(part, failed=tuple(c for c in part.failed if not c.blocking)) for key, part in audit.partitions.items()
-            }
-            yield from self._publish(relation, replace(audit, partitions=forgiven), chunk, {}, run_id, supersede=False)
+            audit = self._audit_dataset(dataset, inside, chunk, start, end, whole=False)
+            yield from self._publish(relation, audit, chunk, {}, run_id, supersede=False)
 
     # Chunks ---------------------------------------------------------------------------------------------------------------------------
 
@@ -191,7 +188,9 @@ class Pipeline:
 
     # Inputs ---------------------------------------------------------------------------------------------------------------------------
 
-    def _audit_dataset(self, dataset: Dataset, rows: pl.DataFrame, chunk: Sequence[str], start: datetime, end: datetime) -> Audit:
+    def _audit_dataset(
+        self, dataset: Dataset, rows: pl.DataFrame, chunk: Sequence[str], start: datetime, end: datetime, *, whole: bool = True
+    ) -> Audit:
         context = pl.DataFrame(schema=dataset.table.schema)
         actions = jumped = pl.DataFrame(schema=CORPORATE_ACTIONS.schema)
         if dataset.bars:
@@ -199,7 +198,7 @@ class Pipeline:
             actions = self._actions(dataset.market, end)
             jumped = self.ledger.first_refused(dataset_relation(dataset).name, SPLIT_LIKE, before=chunk[0])
         listings, now = self.catalogue.listings(dataset), self.clock.now()
-        return audit_dataset(dataset, rows, chunk, context=context, actions=actions, jumped=jumped, listings=listings, now=now)
+        return audit_dataset(dataset, rows, chunk, context=context, actions=actions, jumped=jumped, listings=listings, now=now, whole=whole)
 
     def _compute(self, view: FeatureView, stream: Stream, history: datetime, start: datetime, end: datetime) -> pl.DataFrame:
         spine = stream.inputs[0]

@@ -42,6 +42,7 @@ def _view(view: FeatureView) -> str:
         allowed = f"{low}..{high}" if low or high else "any"
         formula = feature.formula.replace("|", "\\|")
         lines.append(
-            f"| {feature.name} | {declared.unit} | {allowed} | {feature.warm_up_bars} | {feature.look_back_bars} | {formula} | {declared.oracle} |"
+            f"| {feature.name} | {declared.unit} | {allowed} | {feature.warm_up_bars} | {feature.look_back_bars}"
+            f" | {formula} | {declared.oracle} |"
         )
     return "\n".join(lines) + "\n"

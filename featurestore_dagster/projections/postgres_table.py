@@ -15,6 +15,15 @@ from featurestore_dagster.model.units import Unit
 SCHEMAS = ("raw", "features", "ops", "staging", "marts", "feast")
 """Schemas of the database; `staging` and `marts` are filled by dbt, `feast` by Feast's SQL registry."""
 
+BOOKKEEPING = {
+    "event_timestamp": "first instant at which the values are true of the market and public by their nature",
+    "created_timestamp": "known-at: when this version could first have been used here",
+    "flags": "bitmask of quality flags",
+    "feature_set_version": "version of the view's declaration that computed the row",
+    "stream": "market and timeframe part of the view",
+}
+"""Columns of every feature table beside its keys and features."""
+
 
 @dataclass(frozen=True)
 class PostgresColumn:
@@ -83,13 +92,17 @@ def raw_table(table: RawTable) -> PostgresTable:
 
 def feature_table(view: FeatureView) -> PostgresTable:
     """Table of schema `features` for a view."""
-    comments = {feature.name: f"{feature.formula}; {feature.indicator.unit}" for feature in view.features}
+    comments = {
+        **{entity.join_key: entity.description for entity in view.entities},
+        **BOOKKEEPING,
+        **{feature.name: f"{feature.formula}; {feature.indicator.unit}" for feature in view.features},
+    }
     return PostgresTable(
         "features",
         view.name,
         (
             *(
-                PostgresColumn(name, postgres_type(dtype), nullable=name in comments, comment=comments.get(name, ""))
+                PostgresColumn(name, postgres_type(dtype), nullable=name in view.feature_names, comment=comments[name])
                 for name, dtype in feature_schema(view).items()
             ),
             PostgresColumn("batch_id", "bigint", comment="batch of ops.publications that wrote the row"),

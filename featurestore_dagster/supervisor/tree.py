@@ -167,7 +167,7 @@ class _Supervisor:
     def _watched(self) -> Iterator[None]:
         """A watchdog, in a session of its own, reads a pipe that ends with us; when all is well it hears a farewell first."""
         arguments = [str(self._settings.data_folder), str(self._settings.services), self._record.token]
-        process = subprocess.Popen(  # noqa: S603 - our own list, no shell
+        process = subprocess.Popen(
             [sys.executable, "-c", watchdog.PROGRAM, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -209,7 +209,7 @@ class _Supervisor:
             "FEATURESTORE_CODE_SERVER_PORT": str(self._ports["code-server"]),
         }
         environment = self._settings.child_environment() | ports | {TOKEN_VARIABLE: self._record.token, "PYTHONUNBUFFERED": "1"}
-        process = subprocess.Popen(  # noqa: S603 - our own list, no shell
+        process = subprocess.Popen(
             command(self._settings, name, port, module_name=self._module_name, read_only=self._read_only),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -6,18 +6,23 @@ import dagster as dg
 
 from featurestore_dagster.errors import TransientError
 from featurestore_dagster.model.feature_view import FeatureView
-from featurestore_dagster.orchestration import asset_keys
+from featurestore_dagster.orchestration import asset_keys, presentation
 from featurestore_dagster.orchestration.partition_events import MAXIMUM_RETRIES
 from featurestore_dagster.orchestration.platform import Platform
+from featurestore_dagster.projections.postgres_table import feature_table
 from featurestore_dagster.serving.online_sync import sync_view
 
 
 def build_online_asset(view: FeatureView) -> dg.AssetsDefinition:
     """The asset that applies to Redis every publication of a view which Redis does not remember. Unpartitioned: Redis holds the newest."""
+    held = {*view.join_keys, *view.feature_names, "event_timestamp", "created_timestamp", "flags"}
+    columns = [column for column in presentation.table_schema(feature_table(view)).columns if column.name in held]
+    streams = [asset_keys.stream(view, stream) for stream in view.streams]
+    lineage = {name: [dg.TableColumnDep(stream, name) for stream in streams] for name in view.feature_names}
 
     @dg.asset(
         key=asset_keys.online(view),
-        deps=[dg.AssetDep(asset_keys.stream(view, stream), partition_mapping=dg.LastPartitionMapping()) for stream in view.streams],
+        deps=[dg.AssetDep(stream, partition_mapping=dg.LastPartitionMapping()) for stream in streams],
         group_name="online",
         owners=[view.owner],
         kinds={"redis"},
@@ -25,7 +30,12 @@ def build_online_asset(view: FeatureView) -> dg.AssetsDefinition:
             f"Newest row of each entity of {view.name}, in Feast's layout. Follows the ledger, not event time: corrections and late rows "
             "arrive, and a flushed Redis heals at the next run."
         ),
-        metadata={"entities": ", ".join(view.join_keys), "features": len(view.features)},
+        metadata={
+            "dagster/column_schema": dg.TableSchema(columns),
+            "dagster/column_lineage": dg.TableColumnLineage(lineage),
+            "entities": ", ".join(view.join_keys),
+            "features": len(view.features),
+        },
         pool=f"online_{view.name}",
     )
     def online_view(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult[Any]:

@@ -103,7 +103,7 @@ def run(command: Sequence[str], *, account: Account | None, folder: Path, input_
     """
     launched = [*_launch_prefix(account, command, folder), "--", *command]
     try:
-        done = subprocess.run(  # noqa: S603 - our own list, no shell
+        done = subprocess.run(
             launched, input=input_text, capture_output=True, text=True, timeout=timeout_seconds, env=CLEAN_ENVIRONMENT, check=True
         )
     except subprocess.SubprocessError as error:
@@ -123,7 +123,7 @@ def start_detached(command: Sequence[str], *, account: Account | None, folder: P
     try:
         os.write(writer, input_text.encode())  # well below the capacity of a pipe: the server reads it when it comes to it
         os.close(writer)
-        starter = subprocess.run(  # noqa: S603 - our own list, no shell
+        starter = subprocess.run(
             launched,
             stdin=reader,
             capture_output=True,

@@ -1,6 +1,7 @@
 """Connections to Postgres, and driver errors translated into ours. No table is known here."""
 
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,13 +22,13 @@ def connect(settings: PostgresSettings, *, autocommit: bool = False) -> Iterator
 
     Raises:
         StoreUnavailableError: The server does not answer, or the connection broke.
-        ConfigurationError: The server refused user, password, database or TLS.
+        ConfigurationError: The server refused user, password, database or TLS, or `featurestore apply` has not run.
     """
     where = f"Postgres at {settings.host}:{settings.port}, database {settings.database}, user {settings.user}"
     try:
         with psycopg.connect(settings.conninfo, autocommit=autocommit) as connection:
             yield connection
-    except psycopg.errors.UndefinedTable as error:
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
         raise ConfigurationError(f"{where} lacks a table: {error.diag.message_primary}. Run `featurestore apply`.") from error
     except psycopg.OperationalError as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
@@ -55,23 +56,44 @@ def read_frame(settings: PostgresSettings, query: Query, parameters: dict[str, A
     return frame.cast(schema)  # type: ignore[arg-type]
 
 
-def _fetch_arrow(settings: PostgresSettings, text: str) -> Any:
-    """Run a query on this thread's ADBC connection: opening one costs a hundred times the query, since it reads the type catalogue."""
-    import adbc_driver_manager
-    import adbc_driver_postgresql.dbapi
+class _Reader:
+    """An ADBC connection, closed with its thread or the process. Opening one costs a hundred queries: it reads the type catalogue."""
 
-    opened: dict[str, Any] = _local.__dict__.setdefault("connections", {})
+    def __init__(self, uri: str) -> None:
+        import adbc_driver_postgresql.dbapi
+
+        connection = adbc_driver_postgresql.dbapi.connect(uri, autocommit=True)
+        self.uri = uri
+        self.cursor = connection.cursor
+        self.close = weakref.finalize(self, connection.close)
+
+
+def _fetch_arrow(settings: PostgresSettings, text: str) -> Any:
+    """Run a query on this thread's connection; one that the server closed meanwhile is replaced once."""
+    import adbc_driver_manager
+
+    where = f"Postgres at {settings.host}:{settings.port}"
     for attempt in range(2):
+        reader: _Reader | None = getattr(_local, "reader", None)
         try:
-            if settings.adbc_uri not in opened:
-                opened[settings.adbc_uri] = adbc_driver_postgresql.dbapi.connect(settings.adbc_uri, autocommit=True)
-            with opened[settings.adbc_uri].cursor() as cursor:
+            if reader is None or reader.uri != settings.adbc_uri:
+                _close_reader()
+                reader = _local.reader = _Reader(settings.adbc_uri)
+            with reader.cursor() as cursor:
                 cursor.execute(text)
                 return cursor.fetch_arrow_table()
+        except adbc_driver_manager.ProgrammingError as error:
+            if error.sqlstate in ("42P01", "3F000"):
+                raise ConfigurationError(f"{where} lacks a table: {error}; run `featurestore apply`") from error
+            raise
         except adbc_driver_manager.OperationalError as error:
-            broken = opened.pop(settings.adbc_uri, None)
-            if broken is not None:
-                broken.close()
-            if attempt:  # a connection that the server closed meanwhile deserves one new one
-                raise StoreUnavailableError(f"Postgres at {settings.host}:{settings.port} broke off a read: {error}") from error
+            _close_reader()
+            if attempt:
+                raise StoreUnavailableError(f"{where} broke off a read: {error}") from error
     raise AssertionError
+
+
+def _close_reader() -> None:
+    reader: _Reader | None = _local.__dict__.pop("reader", None)
+    if reader is not None:
+        reader.close()

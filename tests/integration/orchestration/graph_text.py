@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 import dagster as dg
+from dagster._core.definitions.freshness import CronFreshnessPolicy, TimeWindowFreshnessPolicy
 
 
 def graph_text(definitions: dg.Definitions) -> str:
@@ -19,6 +20,8 @@ def _assets(definitions: dg.Definitions) -> Iterator[str]:
         yield f"  group       {node.group_name}"
         yield f"  kinds       {_line(node.kinds)}"
         yield f"  partitions  {_partitions(node.partitions_def)}"
+        yield f"  backfill    {_backfill(node.backfill_policy)}"
+        yield f"  freshness   {_freshness(node.freshness_policy)}"
         yield f"  pool        {_line(node.pools)}"
         yield f"  after       {_line(parent.to_user_string() for parent in node.parent_keys)}"
         for spec in checks:
@@ -33,6 +36,20 @@ def _partitions(definition: dg.PartitionsDefinition[str] | None) -> str:
     assert isinstance(definition, dg.TimeWindowPartitionsDefinition)
     keys = definition.get_partition_keys()
     return f"{len(keys)} from {keys[0]} to {keys[-1]}, at {definition.hour_offset}:00 {definition.timezone}"
+
+
+def _backfill(policy: dg.BackfillPolicy | None) -> str:
+    if policy is None:
+        return "none"
+    return f"{policy.max_partitions_per_run} partitions a run" if policy.max_partitions_per_run else "one run"
+
+
+def _freshness(policy: object) -> str:
+    if isinstance(policy, CronFreshnessPolicy):
+        return f"at {policy.deadline_cron} {policy.timezone}, materialised in the {policy.lower_bound_delta} before"
+    if isinstance(policy, TimeWindowFreshnessPolicy):
+        return f"materialised in the last {policy.fail_window.to_timedelta()}"
+    return "none"
 
 
 def _automation(definitions: dg.Definitions) -> Iterator[str]:

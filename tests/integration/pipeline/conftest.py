@@ -12,7 +12,7 @@ from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.features.raw_tables import US_EQUITY_CORPORATE_ACTIONS
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView
-from featurestore_dagster.model.raw_table import Dataset
+from featurestore_dagster.model.raw_table import UTC_MICROSECONDS, Dataset
 from featurestore_dagster.model.source import Source
 from featurestore_dagster.pipeline.publication import PartitionOutcome, Pipeline
 from featurestore_dagster.projections.relation import dataset_relation, stream_relation
@@ -64,7 +64,7 @@ class Deployment:
 
     def fetch(self, dataset: Dataset, start: datetime, end: datetime) -> pl.DataFrame:
         rows = self.delivered.get(dataset.name, pl.DataFrame(schema=dataset_relation(dataset).frame_schema))
-        if "event_timestamp" not in rows.columns or not isinstance(rows.schema["event_timestamp"], pl.Datetime):
+        if rows.schema.get("event_timestamp") != UTC_MICROSECONDS:
             return rows
         inside = (pl.col("event_timestamp") > start) & (pl.col("event_timestamp") <= end)
         return rows.filter(inside | pl.col("event_timestamp").is_null())

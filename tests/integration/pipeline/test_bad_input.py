@@ -219,9 +219,9 @@ def test_a_mended_row_supersedes_its_quarantined_one(deployment: Deployment) -> 
 def test_a_quarantined_row_is_replayed_when_what_it_lacked_is_known(deployment: Deployment) -> None:
     """The split of one symbol is not known yet; the others go on, and its row is published unchanged later."""
     days = keys_between("2018-11-26", MONDAY)
-    before = session_bars(days[:-1], high=1010.0, close=1000.0, open=1000.0, low=990.0)
-    after = [bar(MONDAY, "AAA", open=100.0, close=100.0), *session_bars([MONDAY], ["BBB", "CCC", "DDD", "EEE"], high=1010.0, close=1000.0, open=1000.0, low=990.0)]  # fmt: skip
-    deployment.deliver([*before, *after])
+    level = {"open": 1000.0, "high": 1010.0, "low": 990.0, "close": 1000.0}
+    others = session_bars(days, ["BBB", "CCC", "DDD", "EEE"], **level)
+    deployment.deliver([*others, *session_bars(days[:-1], ["AAA"], **level), bar(MONDAY, "AAA", open=100.0, close=100.0)])
     deployment.ingest(*days)
     (refused,) = deployment.ledger.quarantined()
     assert refused.reasons[0].startswith("split_like_jump")

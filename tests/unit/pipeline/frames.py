@@ -40,7 +40,7 @@ def clock_after(day: str) -> FrozenClock:
     return FrozenClock(close_of(day) + timedelta(hours=3))
 
 
-def bar(day: str, symbol: str = "AAA", **other: Any) -> dict[str, Any]:
+def bar(day: str, symbol: str | None = "AAA", /, **other: Any) -> dict[str, Any]:
     """A good daily bar; `other` replaces columns."""
     close = other.get("event_timestamp") or close_of(day)
     return {

@@ -95,7 +95,8 @@ def test_real_bars_pass_every_other_check() -> None:
     keys = keys_between("1999-01-04", "2018-12-31")
     rows = _sample(US_EQUITY_CANDLES_1D)
     audit = audit_dataset(
-        US_EQUITY_CANDLES_1D, rows, keys, context=rows.clear(), actions=_sample(US_EQUITY_CORPORATE_ACTIONS), listings=LISTINGS,
+        US_EQUITY_CANDLES_1D, rows, keys, context=rows.clear(), actions=_sample(US_EQUITY_CORPORATE_ACTIONS), jumped=NO_ACTIONS,
+        listings=LISTINGS,
         now=CLOCK.instant + 2 * HOUR,
     )  # fmt: skip
     assert audit.quarantined.is_empty()
