@@ -14,12 +14,12 @@ help: ## List the targets
 
 install: $(VENV)/installed ## Make .venv from requirements.lock (hashed)
 
-# uv is fetched into the venv for speed; what it installs is checked against the lock's hashes.
+# uv is fetched into the venv for speed; what it installs is checked against the hashes of the lock, and compiled once instead of at each start.
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed; found " + sys.version.split()[0] + ". Use: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	VIRTUAL_ENV="$$PWD/$(VENV)" $(BIN)/uv pip install --quiet --require-hashes -r requirements.lock
+	VIRTUAL_ENV="$$PWD/$(VENV)" $(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r requirements.lock
 	VIRTUAL_ENV="$$PWD/$(VENV)" $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $(VENV)/installed
 

@@ -1,5 +1,6 @@
 """Commands that show: list, info, get, env."""
 
+import contextlib
 import shlex
 from datetime import datetime
 from typing import Annotated, Any
@@ -8,6 +9,7 @@ import typer
 
 from featurestore_dagster.cli.operate import connected
 from featurestore_dagster.cli.output import AsJson, console, print_json, print_rows
+from featurestore_dagster.errors import StoreUnavailableError
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.settings import Settings
 
@@ -59,7 +61,10 @@ def info(
     if name is None:
         from featurestore_dagster.stores.embedded import running_settings
 
-        rows = [setting._asdict() for setting in running_settings(Settings()).describe()]
+        settings = Settings()
+        with contextlib.suppress(StoreUnavailableError):  # embedded servers that do not run have no connections to show
+            settings = running_settings(settings)
+        rows = [setting._asdict() for setting in settings.describe()]
         print_json(rows) if as_json else print_rows("Settings", rows)
         return
     services = {service.name: service for service in CATALOGUE.services}

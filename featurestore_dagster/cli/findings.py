@@ -71,7 +71,7 @@ def _registry(settings: Settings, root: Path) -> tuple[bool, str]:
     answer = subprocess.run(command, env=settings.child_environment(), capture_output=True, text=True, check=False)
     if answer.returncode:
         return False, (answer.stderr.strip().splitlines() or ["feast failed without a word"])[-1]
-    return _listed(answer.stdout.split("\n")[:-1], "as declared")
+    return _listed(answer.stdout.split("\n")[:-1], "as declared, or not used yet (`featurestore feast apply` fills it)")
 
 
 REGISTRY_DIFFERENCE = """
@@ -79,6 +79,8 @@ import sys
 from feast import FeatureStore
 from featurestore_dagster.features import CATALOGUE
 store = FeatureStore(sys.argv[1])
+if not store.list_feature_views():
+    sys.exit()
 applied = {view.name: {field.name for field in view.features} for view in store.list_feature_views()}
 declared = {view.name: set(view.feature_names) for view in CATALOGUE.views}
 for name in sorted(applied.keys() | declared.keys()):

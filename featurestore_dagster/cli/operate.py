@@ -20,6 +20,7 @@ from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.embedded import EmbeddedServices
 from featurestore_dagster.stores.postgres import Ledger, PostgresStore
+from featurestore_dagster.stores.redis import RedisStore
 
 
 @contextmanager
@@ -28,8 +29,23 @@ def connected(settings: Settings) -> Iterator[Settings]:
     if not settings.embedded:
         yield settings
         return
-    with EmbeddedServices(settings) as running:
+    services = EmbeddedServices(settings)
+    with services as running:
+        if services.started.redis:
+            refill(running)
         yield running
+
+
+def refill(settings: Settings) -> None:
+    """Bring an embedded Redis, which keeps nothing on disk, up to the ledger; nothing to do before the first `apply`."""
+    from featurestore_dagster.serving.client import PROJECT
+    from featurestore_dagster.serving.online_sync import sync_view
+
+    clock = settings.make_clock()
+    store, online = PostgresStore(settings.postgres, clock), RedisStore(settings.redis, PROJECT)
+    if not store.drift(CATALOGUE):
+        for view in CATALOGUE.views:
+            sync_view(view, store, online, clock.now())
 
 
 def up(
@@ -43,12 +59,13 @@ def up(
 
     settings = Settings()
 
-    def apply_schema(running: Settings) -> None:
+    def prepare(running: Settings) -> None:
         PostgresStore(running.postgres, running.make_clock()).apply(CATALOGUE)
+        refill(running)
 
     if settings.make_clock().replayed:
         console.print(f"[yellow]{settings.make_clock().replayed}[/]")
-    raise typer.Exit(supervisor.up(settings, read_only=read_only, on_stores_ready=apply_schema))
+    raise typer.Exit(supervisor.up(settings, read_only=read_only, on_stores_ready=prepare))
 
 
 def down() -> None:

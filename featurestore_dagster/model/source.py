@@ -24,7 +24,8 @@ class Listing:
 class Source:
     """A provider, the datasets it fills, and the symbols it delivers for each.
 
-    `primary` sources win over others where several have the same bar. A symbol outside a dataset's listings is refused.
+    Where several sources have the same bar, known at the same instant, the one declared first in the catalogue wins. A symbol outside a
+    dataset's listings is refused.
     """
 
     name: str

@@ -17,7 +17,8 @@ class Relation:
     """The rows of one Dagster asset: a slice (`scope_column` = `scope`) of a bitemporal table.
 
     `identity` names a row whatever its version; `known_at` is the column of the version's time; `values` are what versions differ in.
-    `timeframe` is that of the spine, whose anchors cut the computation into chunks.
+    `feature_set_version` is that of a view, None for a dataset. `timeframe` is that of the spine, whose anchors cut the computation into
+    chunks.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Relation:
     calendar: str
     timeframe: Timeframe
     code_version: str
+    feature_set_version: int | None
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -55,6 +57,7 @@ def dataset_relation(dataset: Dataset) -> Relation:
         calendar=dataset.calendar,
         timeframe=dataset.timeframe,
         code_version="",
+        feature_set_version=None,
     )
 
 
@@ -74,6 +77,7 @@ def stream_relation(view: FeatureView, stream: Stream) -> Relation:
         calendar=stream.calendar,
         timeframe=stream.inputs[0].timeframe,
         code_version=hashlib.sha256(repr(declared).encode()).hexdigest()[:16],
+        feature_set_version=view.version,
     )
 
 

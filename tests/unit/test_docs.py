@@ -5,9 +5,9 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 import typer.main
+from typer.core import TyperGroup
 
 from featurestore_dagster.cli.app import app
 from featurestore_dagster.features import CATALOGUE
@@ -60,9 +60,9 @@ def calls(text: str) -> list[str]:
 
 def complaint(call: str) -> str | None:
     """Why a documented call of `featurestore` would be refused as usage; None when it would not."""
-    command: click.Command = typer.main.get_command(app)
+    command = typer.main.get_command(app)
     words = shlex.split(call.replace("...", ""))
-    while words and isinstance(command, click.Group):
+    while words and isinstance(command, TyperGroup):
         if (found := command.commands.get(words[0])) is None:
             return f"{words[0]} is none of {sorted(command.commands)}"
         command, words = found, words[1:]
@@ -112,7 +112,7 @@ def test_every_command_is_in_the_readme() -> None:
     table = "\n".join(line for line in readme.splitlines() if line.startswith("| `featurestore "))
     named = {word for line in table.splitlines() for word in re.findall(r"`(?:featurestore )?([a-z]+)", line.split("|")[1])}
     group = typer.main.get_command(app)
-    assert isinstance(group, click.Group)
+    assert isinstance(group, TyperGroup)
     assert set(group.commands) <= named
 
 

@@ -23,7 +23,7 @@ OPTIONS = {
     "save": '""',
     "appendonly": "no",
     "maxmemory-policy": "noeviction",  # an evicted vector would look like an unknown symbol
-    # Above these limits a hash takes five times the memory (feast-notes.md §2): a packed view is one field of several hundred bytes.
+    # Above these limits a hash takes five times the memory. Our fields stay below them; a larger one may come.
     "hash-max-ziplist-value": "1024",
     "hash-max-ziplist-entries": "1024",
     "set-proc-title": "no",  # its arguments name its folder, by which it is found

@@ -1,5 +1,7 @@
 """Connections to Postgres, and driver errors translated into ours. No table is known here."""
 
+import contextlib
+import functools
 import threading
 import weakref
 from collections.abc import Iterator
@@ -13,6 +15,11 @@ from psycopg.abc import Query
 from featurestore_dagster.errors import ConfigurationError, StoreUnavailableError
 from featurestore_dagster.settings import PostgresSettings
 
+UNDEFINED = ("42P01", "3F000")
+"""SQLSTATEs of a table or schema that does not exist."""
+
+REFUSALS = ("password authentication", "no password supplied", "does not exist", "pg_hba", "SSL")
+
 _local = threading.local()
 
 
@@ -24,15 +31,92 @@ def connect(settings: PostgresSettings, *, autocommit: bool = False) -> Iterator
         StoreUnavailableError: The server does not answer, or the connection broke.
         ConfigurationError: The server refused user, password, database or TLS, or `featurestore apply` has not run.
     """
+    with _translated(settings), psycopg.connect(settings.conninfo, autocommit=autocommit) as connection:
+        yield connection
+
+
+def read_frame(settings: PostgresSettings, query: Query, parameters: dict[str, Any], schema: dict[str, pl.DataType]) -> pl.DataFrame:
+    """Result of a query as a Polars frame of this schema (columns in the query's order).
+
+    Arrow from the server to Polars; Python objects are never made of the values. Parameters are inlined by psycopg as quoted literals,
+    since ADBC cannot bind lists. A connection that the server closed meanwhile is replaced once.
+
+    Raises:
+        StoreUnavailableError: The server does not answer.
+        ConfigurationError: As `connect`.
+    """
+    for attempt in range(2):
+        try:
+            with _translated(settings):
+                return _reader(settings).read(query, parameters).cast(schema)  # type: ignore[arg-type]
+        except StoreUnavailableError:
+            _close_reader()
+            if attempt:
+                raise
+    raise AssertionError
+
+
+class _Reader:
+    """A thread's connections for reads, closed with the thread or the process. Opening one costs a hundred queries.
+
+    ADBC's low-level interface: its DBAPI would import pyarrow, and with it pandas, into every reader of a feature.
+    """
+
+    def __init__(self, settings: PostgresSettings) -> None:
+        import adbc_driver_manager
+        import adbc_driver_postgresql
+
+        self.uri = settings.adbc_uri
+        self._quoting = psycopg.connect(settings.conninfo, autocommit=True)
+        database = adbc_driver_postgresql.connect(settings.adbc_uri)
+        connection = adbc_driver_manager.AdbcConnection(database)
+        self._statement = functools.partial(adbc_driver_manager.AdbcStatement, connection)
+        self.close = weakref.finalize(self, _close, self._quoting, connection, database)
+
+    def read(self, query: Query, parameters: dict[str, Any]) -> pl.DataFrame:
+        text = psycopg.ClientCursor(self._quoting).mogrify(query, parameters)
+        with contextlib.closing(self._statement()) as statement:
+            statement.set_sql_query(text)
+            stream, _ = statement.execute_query()
+            return pl.DataFrame(stream)
+
+
+def _reader(settings: PostgresSettings) -> _Reader:
+    reader: _Reader | None = getattr(_local, "reader", None)
+    if reader is None or reader.uri != settings.adbc_uri:
+        _close_reader()
+        reader = _local.reader = _Reader(settings)
+    return reader
+
+
+def _close_reader() -> None:
+    reader: _Reader | None = _local.__dict__.pop("reader", None)
+    if reader is not None:
+        reader.close()
+
+
+def _close(*parts: Any) -> None:
+    for part in parts:
+        part.close()
+
+
+@contextmanager
+def _translated(settings: PostgresSettings) -> Iterator[None]:
+    """Driver errors as ours, without the password."""
+    import adbc_driver_manager
+
     where = f"Postgres at {settings.host}:{settings.port}, database {settings.database}, user {settings.user}"
     try:
-        with psycopg.connect(settings.conninfo, autocommit=autocommit) as connection:
-            yield connection
+        yield
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
         raise ConfigurationError(f"{where} lacks a table: {error.diag.message_primary}. Run `featurestore apply`.") from error
-    except psycopg.OperationalError as error:
+    except adbc_driver_manager.ProgrammingError as error:
+        if error.sqlstate not in UNDEFINED:
+            raise
+        raise ConfigurationError(f"{where} lacks a table: {error}. Run `featurestore apply`.") from error
+    except (psycopg.OperationalError, adbc_driver_manager.OperationalError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        if any(word in str(error) for word in ("password authentication", "no password supplied", "does not exist", "pg_hba", "SSL")):
+        if any(word in str(error) for word in REFUSALS):
             raise ConfigurationError(
                 f"{where} refused the connection: {reason}. Check POSTGRES_USER, POSTGRES_PASSWORD, "
                 "POSTGRES_DATABASE and POSTGRES_SSLMODE (`featurestore info` lists them)."
@@ -40,60 +124,3 @@ def connect(settings: PostgresSettings, *, autocommit: bool = False) -> Iterator
         raise StoreUnavailableError(
             f"{where} does not answer: {reason}. Start it (`featurestore up`) or set POSTGRES_HOST and POSTGRES_PORT."
         ) from error
-
-
-def read_frame(settings: PostgresSettings, query: Query, parameters: dict[str, Any], schema: dict[str, pl.DataType]) -> pl.DataFrame:
-    """Result of a query as a Polars frame of this schema (columns in the query's order).
-
-    Arrow from the server to Polars; Python objects are never made of the values. Parameters are inlined by psycopg as quoted literals,
-    since ADBC cannot bind lists.
-    """
-    with connect(settings) as connection:
-        text = psycopg.ClientCursor(connection).mogrify(query, parameters)
-    frame = pl.from_arrow(_fetch_arrow(settings, text))
-    if not isinstance(frame, pl.DataFrame):
-        raise TypeError(f"expected a table, got {type(frame).__name__}")
-    return frame.cast(schema)  # type: ignore[arg-type]
-
-
-class _Reader:
-    """An ADBC connection, closed with its thread or the process. Opening one costs a hundred queries: it reads the type catalogue."""
-
-    def __init__(self, uri: str) -> None:
-        import adbc_driver_postgresql.dbapi
-
-        connection = adbc_driver_postgresql.dbapi.connect(uri, autocommit=True)
-        self.uri = uri
-        self.cursor = connection.cursor
-        self.close = weakref.finalize(self, connection.close)
-
-
-def _fetch_arrow(settings: PostgresSettings, text: str) -> Any:
-    """Run a query on this thread's connection; one that the server closed meanwhile is replaced once."""
-    import adbc_driver_manager
-
-    where = f"Postgres at {settings.host}:{settings.port}"
-    for attempt in range(2):
-        reader: _Reader | None = getattr(_local, "reader", None)
-        try:
-            if reader is None or reader.uri != settings.adbc_uri:
-                _close_reader()
-                reader = _local.reader = _Reader(settings.adbc_uri)
-            with reader.cursor() as cursor:
-                cursor.execute(text)
-                return cursor.fetch_arrow_table()
-        except adbc_driver_manager.ProgrammingError as error:
-            if error.sqlstate in ("42P01", "3F000"):
-                raise ConfigurationError(f"{where} lacks a table: {error}; run `featurestore apply`") from error
-            raise
-        except adbc_driver_manager.OperationalError as error:
-            _close_reader()
-            if attempt:
-                raise StoreUnavailableError(f"{where} broke off a read: {error}") from error
-    raise AssertionError
-
-
-def _close_reader() -> None:
-    reader: _Reader | None = _local.__dict__.pop("reader", None)
-    if reader is not None:
-        reader.close()

@@ -162,15 +162,17 @@ class PostgresStore:
         """Newest event time per business key of a relation, visible now: columns = keys, `watermark`."""
         query = sql.SQL(
             "select {keys}, max(event_timestamp) as watermark from {table} where {scope} = %(scope)s and event_timestamp <= %(now)s"
-            " and {known_at} <= %(now)s group by {keys}"
+            " and {known_at} <= %(now)s and {version} group by {keys}"
         ).format(
+            version=sql.SQL("feature_set_version = %(version)s" if relation.feature_set_version is not None else "true"),
             keys=_names(relation.keys),
             table=sql.Identifier(relation.schema, relation.table),
             scope=sql.Identifier(relation.scope_column),
             known_at=sql.Identifier(relation.known_at),
         )
+        parameters = {"scope": relation.scope, "now": self.clock.now(), "version": relation.feature_set_version}
         schema_of = {**{key: relation.frame_schema[key] for key in relation.keys}, "watermark": pl.Datetime("us", "UTC")}
-        return read_frame(self.settings, query, {"scope": relation.scope, "now": self.clock.now()}, schema_of)
+        return read_frame(self.settings, query, parameters, schema_of)
 
     def online_changes(self, view: FeatureView, after_publication_id: int | None, now: datetime) -> OnlineChanges:
         """Entities of a view touched by publications after the given one (None: all), each with its newest row visible at `now`.

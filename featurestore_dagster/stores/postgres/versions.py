@@ -16,7 +16,7 @@ RELATIVE_TOLERANCE = 1e-9
 
 ABSOLUTE_TOLERANCE = 1e-12
 
-SAME_INSTANT = timedelta(seconds=1)
+SAME_INSTANT = timedelta(milliseconds=1)
 """Corrections that arrive within one reading of the clock are spread by microseconds; this tells them from an older vintage."""
 
 RECORD_SEPARATOR = "\x1e"

@@ -2,6 +2,7 @@
 
 import itertools
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
@@ -24,11 +25,10 @@ def new_york(local: str) -> datetime:
     return datetime.fromisoformat(local).replace(tzinfo=NEW_YORK)
 
 
-def tick(calendar_name: str, instant: datetime) -> dg.RunRequest | dg.SkipReason:
-    """What the schedule answers at this time."""
-    platform = Platform(Settings(clock=instant.astimezone(UTC).isoformat()), CATALOGUE)
-    context = dg.build_schedule_context(scheduled_execution_time=instant, resources={"platform": platform})
-    answer = build_path_schedule(CATALOGUE, calendar_name)(context)
+def tick(schedule: Any, at: datetime) -> dg.RunRequest | dg.SkipReason:
+    """What the schedule answers at an instant; its function is called as Dagster calls it, without an instance for each call."""
+    platform = Platform(Settings(clock=at.astimezone(UTC).isoformat()), CATALOGUE)
+    answer = schedule._execution_fn.decorated_fn(dg.build_schedule_context(scheduled_execution_time=at), platform=platform)
     assert isinstance(answer, dg.RunRequest | dg.SkipReason)
     return answer
 
@@ -47,7 +47,7 @@ def tick(calendar_name: str, instant: datetime) -> dg.RunRequest | dg.SkipReason
     ],
 )
 def test_an_open_session_asks_for_its_partition(calendar_name: str, local: str, session: str) -> None:
-    request = tick(calendar_name, new_york(local))
+    request = tick(build_path_schedule(CATALOGUE, calendar_name), new_york(local))
     assert isinstance(request, dg.RunRequest)
     assert request.partition_key == session
     clock = FrozenClock(new_york(local).astimezone(UTC))
@@ -71,7 +71,7 @@ def test_an_open_session_asks_for_its_partition(calendar_name: str, local: str, 
 def test_without_a_new_bar_nothing_starts_and_the_reason_names_the_next(
     calendar_name: str, local: str, last: str, next_bar_end: str
 ) -> None:
-    answer = tick(calendar_name, new_york(local))
+    answer = tick(build_path_schedule(CATALOGUE, calendar_name), new_york(local))
     assert isinstance(answer, dg.SkipReason)
     assert answer.skip_message == (f"calendar {calendar_name}: no bar since session {last}; the next one ends at {next_bar_end}:00+00:00")
 
@@ -85,7 +85,7 @@ def test_every_bar_is_asked_for_by_a_tick_before_it_is_due(calendar_name: str) -
     start, end = datetime(2026, 3, 4, tzinfo=UTC), datetime(2026, 3, 11, tzinfo=UTC)
     ticks = schedule_execution_time_iterator(start.timestamp(), schedule.cron_schedule, schedule.execution_timezone, ascending=True)
     times = list(itertools.takewhile(lambda at: at < end + timedelta(days=1), ticks))
-    asked = [(at, answer.partition_key) for at in times if isinstance(answer := tick(calendar_name, at), dg.RunRequest)]
+    asked = [(at, answer.partition_key) for at in times if isinstance(answer := tick(schedule, at), dg.RunRequest)]
     for view, stream in path_streams(CATALOGUE, calendar_name):
         bars = market.bar_ends(stream.timeframe, start, end)
         sessions = [label.isoformat() for label in market.session_of(bars)]

@@ -76,7 +76,7 @@ def session_bars(days: Sequence[str], symbols: Iterable[str] = LISTED, **other: 
     ]
 
 
-def split(day: str, symbol: str, ratio: float, **other: Any) -> dict[str, Any]:
+def split(day: str, symbol: str, ratio: float, /, **other: Any) -> dict[str, Any]:
     """A split whose ex-date is this session."""
     opens = NYSE.session(date.fromisoformat(day)).opens
     return {
