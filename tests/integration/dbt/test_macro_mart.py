@@ -101,6 +101,21 @@ def test_materialisation_says_rows_columns_and_where_they_come_from(macro):
     assert {event.partition for event in result.all_events if event.is_step_materialization and event.asset_key == MART} == {None}
 
 
+def test_unchanged_rows_are_confirmed_and_new_ones_are_built(macro):
+    macro.insert("VIXCLS", date(2018, 1, 1), NEW_YEAR, 11.0)
+    first, again = macro.build(), macro.build()
+    macro.insert("VIXCLS", date(2018, 1, 2), NEW_YEAR + DAY, 12.0, batch_id=2)
+    third = macro.build()
+
+    assert all(result.success for result in (first, again, third))
+    assert ["unchanged" in _materialised(result)[MART].metadata for result in (first, again, third)] == [False, True, False]
+    assert {check.asset_check_key for check in again.get_asset_check_evaluations()} == {
+        check.asset_check_key for check in first.get_asset_check_evaluations()
+    }
+    assert macro.views_run == ["2018-01-03"] * 3
+    assert macro.mart()["value"].to_list() == [11.0, 12.0]
+
+
 def _versions(generator, value_range):
     """One to seven versions, some of them implausible, late, tied or from another source; the newest is plausible."""
     versions = {}

@@ -6,7 +6,7 @@ import pytest
 from psycopg import sql
 
 from featurestore_dagster.features import CATALOGUE
-from featurestore_dagster.features.equity_views import DAILY_OHLCV_STATS, MOMENTUM_FEATURES
+from featurestore_dagster.features.equity_views import MOMENTUM_FEATURES
 from featurestore_dagster.indicators.averages import sma
 from featurestore_dagster.model.time import SystemClock
 from featurestore_dagster.projections.postgres_table import tables
@@ -45,14 +45,20 @@ def test_plan_says_what_apply_does_and_apply_does_it_once(empty_database: Settin
 
 
 def test_columns_carry_their_meaning(fresh_database: Settings) -> None:
-    rows = _run(fresh_database, "select col_description('features.momentum_features'::regclass, 4), obj_description('raw.candles'::regclass)")
+    rows = _run(
+        fresh_database, "select col_description('features.momentum_features'::regclass, 4), obj_description('raw.candles'::regclass)"
+    )
     ((column, table),) = rows
     assert "100*G/(G+L)" in str(column).replace(" ", "") or "0..100" in str(column)
     assert "Closed bars" in str(table)
 
 
 def test_a_new_feature_is_a_new_column_and_keeps_the_rows(fresh_database: Settings) -> None:
-    _run(fresh_database, "create table features.momentum_features_2018 partition of features.momentum_features for values from ('2018-01-01') to ('2019-01-01')")
+    _run(
+        fresh_database,
+        "create table features.momentum_features_2018 partition of features.momentum_features"
+        " for values from ('2018-01-01') to ('2019-01-01')",
+    )
     _run(
         fresh_database,
         "insert into features.momentum_features (symbol, event_timestamp, created_timestamp, flags, feature_set_version, stream, batch_id)"
@@ -80,7 +86,10 @@ def test_a_new_feature_is_a_new_column_and_keeps_the_rows(fresh_database: Settin
             "alter table features.daily_ohlcv_stats alter column close type text",
             "column features.daily_ohlcv_stats.close is text, declared double precision: migrate it",
         ),
-        ("alter table ops.publications alter column run_id drop not null", "column ops.publications.run_id is nullable, declared otherwise: migrate it"),
+        (
+            "alter table ops.publications alter column run_id drop not null",
+            "column ops.publications.run_id is nullable, declared otherwise: migrate it",
+        ),
         ("alter table raw.candles drop column volume", "column raw.candles.volume is missing: run `featurestore apply`"),
         ("drop table ops.quarantine", "table ops.quarantine is missing: run `featurestore apply`"),
     ],
@@ -138,12 +147,11 @@ def test_every_time_table_is_partitioned_and_has_its_key(fresh_database: Setting
                 "select relkind = 'p' from pg_class where oid = to_regclass(%s)", [identifier.as_string(connection)]
             ).fetchone()
             key = connection.execute(
-                "select array_agg(a.attname::text order by k.position) from pg_index i, unnest(i.indkey) with ordinality k(column_number, position)"
+                "select array_agg(a.attname::text order by k.position)"
+                " from pg_index i, unnest(i.indkey) with ordinality k(column_number, position)"
                 " join pg_attribute a on true where i.indrelid = to_regclass(%s) and i.indisprimary and a.attrelid = i.indrelid"
                 " and a.attnum = k.column_number",
                 [identifier.as_string(connection)],
             ).fetchone()
         assert kind == (table.time_column is not None,)
         assert key == (list(table.primary_key),)
-
-
