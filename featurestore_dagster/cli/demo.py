@@ -21,12 +21,12 @@ DEMO_SYMBOL = "SPX"
 DEMO_SERVICE = "daily_equity_service"
 
 
-def demo(start: Annotated[str, typer.Option(help="First session to ingest, YYYY-MM-DD.")] = "1999-01-04", as_json: bool = AsJson) -> None:
-    """Start the stores, ingest twenty years of real daily data, run the graph through Dagster, and serve a vector.
+def demo(start: Annotated[str, typer.Option(help="First session to ingest, YYYY-MM-DD.")] = "2009-01-02", as_json: bool = AsJson) -> None:
+    """Start the stores, ingest ten years of real daily data, run the graph through Dagster, and serve a vector.
 
     Runs on a replay clock (2018-12-31T22:00:00Z) unless FEATURESTORE_CLOCK says otherwise. A second run publishes nothing new.
 
-    Example: `featurestore demo`, or faster: `featurestore demo --start 2016-01-04`
+    Example: `featurestore demo`, or all twenty years: `featurestore demo --start 1999-01-04`
     """
     from featurestore_dagster.serving.client import FeatureStoreClient
 

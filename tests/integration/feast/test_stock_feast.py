@@ -111,16 +111,12 @@ def published(fresh_database: Settings) -> Settings:
         corrected,
         {"symbol": "IBM", "event_timestamp": MONDAY} | values(MOMENTUM, 30) | {MOMENTUM.feature_names[0]: None},
     )  # fmt: skip
-    publish(
-        fresh_database, INTRADAY, "us_equity_1d", MONDAY, aapl | {"timeframe": "1d", "event_timestamp": MONDAY} | values(INTRADAY, 40)
-    )
+    publish(fresh_database, INTRADAY, "us_equity_1d", MONDAY, aapl | {"timeframe": "1d", "event_timestamp": MONDAY} | values(INTRADAY, 40))
     publish(
         fresh_database, INTRADAY, "fx_1h", MONDAY,
         {"symbol": "EURUSD", "timeframe": "1h", "event_timestamp": FRIDAY} | values(INTRADAY, 50),
     )  # fmt: skip
-    publish(
-        fresh_database, MACRO, MACRO.streams[0].name, MONDAY, {"portfolio": "GLOBAL", "event_timestamp": MONDAY} | values(MACRO, 2)
-    )
+    publish(fresh_database, MACRO, MACRO.streams[0].name, MONDAY, {"portfolio": "GLOBAL", "event_timestamp": MONDAY} | values(MACRO, 2))
     for view in (MOMENTUM, INTRADAY, MACRO):
         sync(fresh_database, view)
     return fresh_database

@@ -48,5 +48,3 @@ def make_rows() -> MakeRows:
         return pl.DataFrame([{name: row[name] for name in schema} for row in complete], schema=schema)
 
     return make
-
-
