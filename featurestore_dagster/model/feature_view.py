@@ -8,7 +8,7 @@ from featurestore_dagster.model.entity import Entity
 from featurestore_dagster.model.indicator import Feature
 from featurestore_dagster.model.raw_table import Dataset
 from featurestore_dagster.model.slo import SLO
-from featurestore_dagster.model.time import Timeframe
+from featurestore_dagster.model.time import Timeframe, cron_complaint
 
 LONGEST_CLOSURE = timedelta(days=4)
 """Feast counts a TTL in clock time: the longest usual closure (a holiday weekend) is added to what it is told."""
@@ -52,16 +52,19 @@ class FeatureView:
     def __post_init__(self) -> None:
         """Refuse a declaration that contradicts itself."""
         names = [feature.name for feature in self.features]
-        duplicates = {name for name in names if names.count(name) > 1} | (set(names) & set(self.join_keys))
+        streams = [stream.name for stream in self.streams]
+        duplicates = {name for part in (names, streams) for name in part if part.count(name) > 1} | (set(names) & set(self.join_keys))
         if duplicates:
             raise DeclarationError(f"view {self.name}: duplicate names {sorted(duplicates)}")
-        if not names or not self.streams:
+        if not names or not streams:
             raise DeclarationError(f"view {self.name}: needs at least one feature and one stream")
+        if contradictions := self.slo.contradictions():
+            raise DeclarationError(f"view {self.name}: {'; '.join(contradictions)}")
         if self.ttl < self.slo.max_lag:
             raise DeclarationError(f"view {self.name}: TTL {self.ttl} is below its SLO {self.slo.max_lag}; every value would expire early")
         for stream in self.streams:
-            if len(stream.schedule.split()) != 5:
-                raise DeclarationError(f"view {self.name}, stream {stream.name}: {stream.schedule!r} is not a five-field cron expression")
+            if complaint := cron_complaint(stream.schedule):
+                raise DeclarationError(f"view {self.name}, stream {stream.name}: {complaint}")
 
     @property
     def join_keys(self) -> tuple[str, ...]:

@@ -98,13 +98,15 @@ def indicator(
     `first` and `convergence` are bar counts, or functions of the indicator's parameters (given by name).
 
     Raises:
-        DeclarationError: The range is empty, or formula, oracle or inputs are missing.
+        DeclarationError: The range is empty, the unit unknown, or formula, oracle or inputs are missing.
     """
 
     def declare(expression: Callable[..., pl.Expr]) -> Indicator:
         name = expression.__name__
         if not formula or not oracle or not inputs:
             raise DeclarationError(f"indicator {name} in {expression.__module__} needs a formula, an oracle and its input columns")
+        if not isinstance(unit, Unit):
+            raise DeclarationError(f"indicator {name} in {expression.__module__}: unknown unit {unit!r}; allowed: {', '.join(Unit)}")
         if minimum is not None and maximum is not None and minimum >= maximum:
             raise DeclarationError(f"indicator {name} in {expression.__module__}: minimum {minimum} is not below maximum {maximum}")
         return Indicator(

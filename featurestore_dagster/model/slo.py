@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
-from featurestore_dagster.errors import DeclarationError
-
 
 @dataclass(frozen=True)
 class SLO:
@@ -13,9 +11,11 @@ class SLO:
     max_lag: timedelta
     tier1_coverage: float = 0.99
 
-    def __post_init__(self) -> None:
-        """Refuse what neither Dagster nor a pager can honour."""
+    def contradictions(self) -> list[str]:
+        """What neither Dagster nor a pager can honour, a sentence each; the view that declares it raises."""
+        found = []
         if self.max_lag < timedelta(minutes=1):
-            raise DeclarationError(f"SLO of {self.max_lag} is under one minute, the shortest that can be watched")
+            found.append(f"SLO of {self.max_lag} is under one minute, the shortest that can be watched")
         if not 0 < self.tier1_coverage <= 1:
-            raise DeclarationError(f"tier-1 coverage {self.tier1_coverage} is not in (0, 1]")
+            found.append(f"tier-1 coverage {self.tier1_coverage} is not in (0, 1]")
+        return found

@@ -9,6 +9,9 @@ from typing import Protocol
 
 ISO_DURATION = re.compile(r"^(?P<sign>[+-]?)P(?:(?P<days>\d+)D)?(?:T(?:(?P<hours>\d+)H)?(?:(?P<minutes>\d+)M)?)?$")
 
+CRON_FIELD = re.compile(r"^(?:\*|(?P<first>\d+)(?:-(?P<last>\d+))?)(?:/(?P<step>[1-9]\d*))?$")
+CRON_BOUNDS = {"minute": (0, 59), "hour": (0, 23), "day of month": (1, 31), "month": (1, 12), "day of week": (0, 7)}
+
 
 class Timeframe(StrEnum):
     """Length of a bar; `1d` is one session, not 24 hours."""
@@ -115,3 +118,17 @@ def parse_clock(text: str | None) -> Clock:
     if instant.tzinfo is None:
         raise ValueError(f"clock {text!r} has no time zone; {allowed}")
     return FrozenClock(instant.astimezone(UTC))
+
+
+def cron_complaint(text: str) -> str | None:
+    """What is wrong with a five-field cron expression of numbers, `*`, `a-b`, `/n` and lists; None when it can be scheduled."""
+    fields = text.split()
+    if len(fields) != len(CRON_BOUNDS):
+        return f"{text!r} is not a five-field cron expression"
+    for field, (name, (low, high)) in zip(fields, CRON_BOUNDS.items(), strict=True):
+        for part in field.split(","):
+            match = CRON_FIELD.match(part)
+            first, last = (int(match[end]) if match and match[end] else None for end in ("first", "last"))
+            if match is None or not low <= (low if first is None else first) <= (high if last is None else last) <= high:
+                return f"{text!r} is not a cron expression: {name} {part!r} is not within {low}-{high}"
+    return None

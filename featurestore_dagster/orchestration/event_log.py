@@ -52,8 +52,8 @@ class BatchingPostgresEventLogStorage(PostgresEventLogStorage):
             groups[dagster_event.event_type, str(dagster_event.asset_key)].append(event)
         for (event_type, _), group in groups.items():
             match event_type:
-                case DagsterEventType.ASSET_MATERIALIZATION_PLANNED:
-                    self._store_planned(group)
+                case DagsterEventType.ASSET_MATERIALIZATION | DagsterEventType.ASSET_MATERIALIZATION_PLANNED:
+                    self._store_of_asset(group)
                 case DagsterEventType.ASSET_CHECK_EVALUATION:
                     self._store_evaluations(group)
                 case _:
@@ -124,10 +124,11 @@ class BatchingPostgresEventLogStorage(PostgresEventLogStorage):
 
     def _insert(self, events: Sequence[EventLogEntry]) -> list[int]:
         with self._connect() as connection:
-            statement = self.prepare_insert_event_batch(events).returning(SqlEventLogStorageTable.c.id)
-            return [int(row[0]) for row in connection.execute(statement).fetchall()]
+            # Rows as parameters: the parent compiles a statement as long as the batch, which costs more than running it.
+            insert = SqlEventLogStorageTable.insert().returning(SqlEventLogStorageTable.c.id, sort_by_parameter_order=True)
+            return [int(row[0]) for row in connection.execute(insert, [self._event_to_row(event) for event in events]).fetchall()]
 
-    def _store_planned(self, events: Sequence[EventLogEntry]) -> None:
+    def _store_of_asset(self, events: Sequence[EventLogEntry]) -> None:
         ids = self._insert(events)
         with self.index_transaction() as connection:
             self._store_asset_event_tags(connection, events, ids)

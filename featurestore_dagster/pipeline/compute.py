@@ -77,7 +77,7 @@ def compute_snapshots(
         "known_at",
         pl.col("known_at").cum_max().alias("input_known_at"),
         "spy_close",
-        "flags",
+        _propagated_flags(view, benchmark).alias("flags"),
         *(feature.expression().alias(f"value:{feature.name}") for feature in on_benchmark),
         (pl.int_range(pl.len()) < view.warm_up_bars).alias("is_short"),
     )
@@ -98,7 +98,7 @@ def compute_snapshots(
         ).drop("released_at", "known_at", "observation_date", "maximum_age_days")
     rows = _with_values_on_both(rows, daily, on_both, names)
     flags = (
-        (pl.col("flags").fill_null(0) & PROPAGATED.value)
+        pl.col("flags").fill_null(0)
         | (QualityFlag.FALLBACK_SOURCE.value if is_substitute else 0)
         | pl.when(pl.any_horizontal(f"stale:{name}" for name in names)).then(QualityFlag.STALE_INPUT.value).otherwise(0)
         | pl.when(pl.col("is_short").fill_null(value=True)).then(QualityFlag.INSUFFICIENT_OHLCV.value).otherwise(0)
@@ -131,20 +131,25 @@ def _with_values_on_both(rows: pl.DataFrame, daily: pl.DataFrame, features: list
     return numbered.join(pl.concat(parts), on="snapshot", how="left", maintain_order="left").drop("snapshot", "ordinal")
 
 
-def _window_flags(view: FeatureView, series: pl.DataFrame) -> pl.Expr:
-    window = view.warm_up_bars + 1
+def _propagated_flags(view: FeatureView, series: pl.DataFrame) -> pl.Expr:
+    """OR of the flags that propagate over each row's longest window; `series` has columns symbol and flags, sorted."""
     present = QualityFlag.counts(series["flags"])
     mask = pl.lit(0, pl.Int64)
     for flag in QualityFlag:
         if flag & PROPAGATED and flag.name in present:
-            touched = (pl.col("flags") & flag.value != 0).cast(pl.Int8).rolling_max(window, min_samples=1).over("symbol")
+            is_set = (pl.col("flags") & flag.value != 0).cast(pl.Int8)
+            touched = is_set.rolling_max(view.warm_up_bars + 1, min_samples=1).over("symbol")
             mask = mask | pl.when(touched == 1).then(flag.value).otherwise(0)
+    return mask
+
+
+def _window_flags(view: FeatureView, series: pl.DataFrame) -> pl.Expr:
     position = pl.col("bar_number")
     short = pl.when(position < view.warm_up_bars).then(QualityFlag.INSUFFICIENT_OHLCV.value).otherwise(0)
     converging = pl.when(position < view.look_back_bars).then(QualityFlag.WARMUP_CONVERGING.value).otherwise(0)
     late = pl.when(pl.col("row_known_at") > pl.col("event_timestamp") + view.slo.max_lag).then(QualityFlag.LATE.value).otherwise(0)
     recursive = any(feature.look_back_bars > feature.warm_up_bars for feature in view.features)
-    return (mask | short | late | (converging if recursive else 0)).cast(pl.Int64)
+    return (_propagated_flags(view, series) | short | late | (converging if recursive else 0)).cast(pl.Int64)
 
 
 def _finish(view: FeatureView, stream: Stream, rows: pl.DataFrame) -> pl.DataFrame:

@@ -7,7 +7,7 @@ most one chunk, and the same inputs give the same bits in any order. Dagster doe
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import polars as pl
 
@@ -23,6 +23,7 @@ from featurestore_dagster.pipeline.audit import Audit, PartitionAudit, audit_dat
 from featurestore_dagster.pipeline.bars import adjusted_bars, flag_bars
 from featurestore_dagster.pipeline.compute import compute_bars, compute_snapshots
 from featurestore_dagster.pipeline.market_checks import SPLIT_LIKE
+from featurestore_dagster.projections.postgres_table import feature_schema
 from featurestore_dagster.projections.relation import Relation, dataset_relation, stream_relation
 from featurestore_dagster.stores.postgres import Ledger, PostgresStore, Publication
 
@@ -92,6 +93,7 @@ class Pipeline:
         """
         relation = stream_relation(view, stream)
         blocked = {key for name, key in self.ledger.blocked() if name == relation.name}
+        nothing = pl.DataFrame(schema=relation.frame_schema)
         for chunk in self._chunks(relation, partitions):
             history = self._history_start(view, stream, self._range(relation, chunk)[0])
             inputs = self._inputs(view, stream, relation, chunk, history)
@@ -105,7 +107,7 @@ class Pipeline:
             ]
             for key in chunk:
                 if key not in changed:
-                    yield PartitionOutcome(key, None, None, pl.DataFrame(schema=relation.frame_schema))
+                    yield PartitionOutcome(key, None, None, nothing)
             if not changed:
                 continue
             start, end = self._range(relation, changed)
@@ -183,8 +185,9 @@ class Pipeline:
             self.store.block(relation, blocked, audit.quarantined.filter(in_blocked), run_id)
         labels = calendar(relation.calendar).session_of(audit.rows["event_timestamp"]).cast(pl.String)
         rows = {str(key): part for (key,), part in audit.rows.group_by(labels.alias("session"), maintain_order=True)}
+        nothing = audit.rows.clear()
         for key in chunk:
-            yield PartitionOutcome(key, audit.partitions[key], published.get(key), rows.get(key, audit.rows.clear()))
+            yield PartitionOutcome(key, audit.partitions[key], published.get(key), rows.get(key, nothing))
 
     # Inputs ---------------------------------------------------------------------------------------------------------------------------
 
@@ -202,19 +205,26 @@ class Pipeline:
 
     def _compute(self, view: FeatureView, stream: Stream, history: datetime, start: datetime, end: datetime) -> pl.DataFrame:
         spine = stream.inputs[0]
-        bars = self._bars(spine, history, end)
         if view.mart is None:
-            return compute_bars(view, stream, bars, start, end)
-        now = self.clock.now()
-        symbol = next((name for name in BENCHMARKS if name in set(bars["symbol"])), BENCHMARKS[0])
+            return compute_bars(view, stream, self._bars(spine, history, end), start, end)
+        now, observations = self.clock.now(), self._observations(view)
         instants = calendar(stream.calendar).bar_ends(stream.timeframe, start, min(end, max(start, now)))
-        return compute_snapshots(
-            view, stream, instants, bars.filter(pl.col("symbol") == symbol), self._observations(view), is_substitute=symbol != BENCHMARKS[0]
-        )
+        # A snapshot holds what was known at its time. Between two restatements each bar has one version, so one read serves all of them.
+        restated = [instant for instant in self.store.restatements(spine, BENCHMARKS, history, end) if instant <= now]
+        rows = [pl.DataFrame(schema=feature_schema(view))]
+        for since, until in pairwise([BEGINNING, *restated, None]):
+            snapshots = instants.filter((instants >= since) & ((instants < until) if until else True))
+            if snapshots.is_empty():
+                continue
+            bars = self._bars(spine, history, end, as_of=until - timedelta(microseconds=1) if until else now)
+            symbol = next((name for name in BENCHMARKS if name in set(bars["symbol"])), BENCHMARKS[0])
+            benchmark, is_substitute = bars.filter(pl.col("symbol") == symbol), symbol != BENCHMARKS[0]
+            rows.append(compute_snapshots(view, stream, snapshots, benchmark, observations, is_substitute=is_substitute))
+        return pl.concat(rows)
 
-    def _bars(self, dataset: Dataset, start: datetime, end: datetime) -> pl.DataFrame:
-        candles = self._read(dataset, start, end)
-        actions = self.store.previous_closes(dataset, self._actions(dataset.market, end))
+    def _bars(self, dataset: Dataset, start: datetime, end: datetime, as_of: datetime | None = None) -> pl.DataFrame:
+        candles = self._read(dataset, start, end, as_of)
+        actions = self.store.previous_closes(dataset, self._actions(dataset.market, end, as_of))
         return flag_bars(adjusted_bars(candles, actions), dataset)
 
     def _observations(self, view: FeatureView) -> pl.DataFrame:
@@ -235,15 +245,15 @@ class Pipeline:
             raise ConfigurationError(f"view {view.name} reads no mart")
         return self.store.read_mart(view.mart, columns)
 
-    def _actions(self, market: str, end: datetime) -> pl.DataFrame:
+    def _actions(self, market: str, end: datetime, as_of: datetime | None = None) -> pl.DataFrame:
         found = [d for d in self.catalogue.datasets if d.market == market and d.table == CORPORATE_ACTIONS]
         if not found:
             return pl.DataFrame(schema=CORPORATE_ACTIONS.schema)
-        return self._read(found[0], BEGINNING, end)
+        return self._read(found[0], BEGINNING, end, as_of)
 
-    def _read(self, dataset: Dataset, start: datetime, end: datetime) -> pl.DataFrame:
+    def _read(self, dataset: Dataset, start: datetime, end: datetime, as_of: datetime | None = None) -> pl.DataFrame:
         priority = [source.name for source in self.catalogue.sources if dataset in source.datasets]
-        return self.store.read_raw(dataset, start, end, priority=priority)
+        return self.store.read_raw(dataset, start, end, as_of=as_of, priority=priority)
 
     def _history_start(self, view: FeatureView, stream: Stream, start: datetime) -> datetime:
         spine = stream.inputs[0]

@@ -9,9 +9,9 @@ import pandera.polars as pa
 import polars as pl
 
 from featurestore_dagster.model.feature_view import FeatureView, Stream
+from featurestore_dagster.model.indicator import Indicator
 from featurestore_dagster.model.raw_table import Dataset
 from featurestore_dagster.model.units import Unit
-from featurestore_dagster.projections.postgres_table import feature_dtype
 from featurestore_dagster.projections.relation import dataset_relation, stream_relation
 
 RANGE_TOLERANCE = 1e-9
@@ -50,17 +50,21 @@ def dataset_schema(dataset: Dataset) -> pa.DataFrameSchema:
 
 def stream_schema(view: FeatureView, stream: Stream) -> pa.DataFrameSchema:
     """Schema of a view's frame; features are finite and inside their declared range, NULL allowed."""
-    relation = stream_relation(view, stream)
-    columns = {name: pa.Column(dtype, nullable=False) for name, dtype in relation.frame_schema.items() if name not in view.feature_names}
-    for feature in view.features:
-        low, high = feature.indicator.minimum, feature.indicator.maximum
-        checks = [FINITE] if feature_dtype(feature.indicator.unit).is_float() else []
-        if low is not None:
-            checks.append(_predicate(f"at_least_{low:g}", _at_least(low)))
-        if high is not None:
-            checks.append(_predicate(f"at_most_{high:g}", _at_most(high)))
-        columns[feature.name] = pa.Column(feature_dtype(feature.indicator.unit), nullable=True, checks=checks)
+    relation, features = stream_relation(view, stream), {feature.name: feature.indicator for feature in view.features}
+    columns = {
+        name: pa.Column(dtype, nullable=name in features, checks=_range_checks(features[name], dtype) if name in features else [])
+        for name, dtype in relation.frame_schema.items()
+    }
     return pa.DataFrameSchema(columns, strict=True, name=relation.name)
+
+
+def _range_checks(declared: Indicator, dtype: pl.DataType) -> list[pa.Check]:
+    checks = [FINITE] if dtype.is_float() else []
+    if declared.minimum is not None:
+        checks.append(_predicate(f"at_least_{declared.minimum:g}", _at_least(declared.minimum)))
+    if declared.maximum is not None:
+        checks.append(_predicate(f"at_most_{declared.maximum:g}", _at_most(declared.maximum)))
+    return checks
 
 
 def structure(schema: pa.DataFrameSchema, frame: pl.DataFrame) -> list[str]:

@@ -78,12 +78,12 @@ class DbtRunner:
             ConfigurationError: Postgres refuses the login.
             dagster.Failure: A test failed (never retried), or dbt did.
         """
-        from dagster_dbt import DagsterDbtTranslator, DbtCliInvocation
-
         built_from = self._built_from()  # also says what an unreachable server is, which dbt would wrap into text
         if built_from == self._last_build():
             yield from self._confirm(built_from)
             return
+        from dagster_dbt import DagsterDbtTranslator, DbtCliInvocation
+
         with tempfile.TemporaryDirectory(prefix="featurestore-dbt-") as folder:
             target = Path(folder)
             parsed = self._parsed_folder() / PARTIAL_PARSE

@@ -89,6 +89,21 @@ class PostgresStore:
         parameters = {"scope": dataset.name, "start": start, "end": end, "as_of": as_of or self.clock.now(), "priority": list(priority)}
         return read_frame(self.settings, query, parameters, dataset.table.schema)
 
+    def restatements(self, dataset: Dataset, symbols: Sequence[str], start: datetime, end: datetime) -> list[datetime]:
+        """Instants, ascending, at which what was known of these symbols' rows (start < event_timestamp <= end) changed backwards.
+
+        Either a row got another version, or it became known after a later row of its key.
+        """
+        query = sql.SQL(
+            "select distinct known_at from (select known_at, min(known_at) over same_row as first_known_at, min(known_at) over later_rows"
+            " as later_known_at from {table} where dataset = %(scope)s and symbol = any(%(symbols)s) and event_timestamp > %(start)s"
+            " and event_timestamp <= %(end)s window same_row as (partition by {key}, event_timestamp), later_rows as (partition by {key}"
+            " order by event_timestamp groups between 1 following and unbounded following)) versions"
+            " where known_at > first_known_at or known_at > later_known_at order by 1"
+        ).format(table=sql.Identifier("raw", dataset.table.name), key=_names(dataset.table.key))
+        parameters = {"scope": dataset.name, "symbols": list(symbols), "start": start, "end": end}
+        return read_frame(self.settings, query, parameters, {"known_at": pl.Datetime("us", "UTC")})["known_at"].to_list()
+
     def read_features(
         self,
         view: FeatureView,
