@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from featurestore_dagster.cli.browse import print_vector
-from featurestore_dagster.cli.operate import connected, freshness_rows, run_path
+from featurestore_dagster.cli.operate import connected, freshness_rows, print_freshness, run_path
 from featurestore_dagster.cli.output import AsJson, console, print_json, print_rows
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.settings import Settings
@@ -81,7 +81,7 @@ def _print(run: Any, vector: Any, states: list[dict[str, Any]], seconds: dict[st
         )
     title = f"{DEMO_SYMBOL} (S&P 500 index), {DEMO_SERVICE}" + (f", {replayed}" if replayed else "")
     print_vector(title, vector)
-    print_rows("SLO state", states)
+    print_freshness("SLO state", states)
     prefix = f"FEATURESTORE_CLOCK={DEMO_CLOCK} " if replayed else ""
     console.print("\n[bold]Next[/]", highlight=False)
     for command, meaning in (

@@ -22,6 +22,8 @@ from featurestore_dagster.stores.embedded import EmbeddedServices
 from featurestore_dagster.stores.postgres import Ledger, PostgresStore
 from featurestore_dagster.stores.redis import RedisStore
 
+SHOWN_BEHIND = 3
+
 
 @contextmanager
 def connected(settings: Settings) -> Iterator[Settings]:
@@ -97,11 +99,8 @@ def status(as_json: bool = AsJson) -> None:
         print_rows("Processes", [asdict(process) for process in tree.processes])
         if tree.url:
             console.print(f"Dagster UI: {tree.url}", highlight=False)
-        print_rows(
-            f"SLO at {clock.now().isoformat(timespec='seconds')}" + (f" ({clock.replayed})" if clock.replayed else ""),
-            states,
-            empty="stores are down",
-        )
+        replayed = f" ({clock.replayed})" if clock.replayed else ""
+        print_freshness(f"SLO at {clock.now().isoformat(timespec='seconds')}{replayed}", states)
     raise typer.Exit(0 if tree.ready else 1)
 
 
@@ -109,19 +108,27 @@ def freshness_rows(client: Any) -> list[dict[str, Any]]:
     """One printable line per stream."""
     return [
         {
+            "state": state.freshness.state.value,
             "view": state.view,
             "stream": state.stream,
-            "state": state.freshness.state.value,
             "newest_row": _short(state.freshness.watermark),
             "next_due": _short(state.freshness.next_due_at),
-            "behind": "; ".join(state.worst[:3]) or None,
+            "behind": list(state.worst),
         }
         for state in client.get_feature_freshness()
     ]
 
 
+def print_freshness(title: str, states: list[dict[str, Any]]) -> None:
+    """The SLO table, and under it who is behind."""
+    print_rows(title, [{name: value for name, value in state.items() if name != "behind"} for state in states], empty="stores are down")
+    for state in states:
+        for line in state["behind"][:SHOWN_BEHIND]:
+            console.print(f"  behind in {state['view']}, {state['stream']}: {line}", highlight=False, soft_wrap=True)
+
+
 def _short(instant: datetime | None) -> str | None:
-    return instant.isoformat(timespec="minutes") if instant else None
+    return f"{instant:%Y-%m-%d %H:%MZ}" if instant else None
 
 
 def materialize(

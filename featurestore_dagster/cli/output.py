@@ -11,7 +11,7 @@ from rich.table import Table
 console = Console()
 errors = Console(stderr=True)
 
-NEVER_WRAPPED = {"feature", "view", "stream", "state", "status", "unit", "subject", "passed", "newest_row", "next_due"}
+NEVER_WRAPPED = {"feature", "state", "status", "unit", "subject", "passed", "newest_row", "next_due"}
 
 AsJson = typer.Option(False, "--json", help="Print JSON instead of a table.")
 
