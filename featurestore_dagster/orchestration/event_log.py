@@ -9,6 +9,7 @@ class from `dagster.yaml` loses nothing but time.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Self
 
 from dagster import AssetCheckKey, DagsterEventType, PartitionsDefinition, RunsFilter
@@ -88,15 +89,27 @@ class BatchingPostgresEventLogStorage(PostgresEventLogStorage):
     def get_asset_check_state(
         self, keys: Sequence[tuple[AssetCheckKey, PartitionsDefinition | None]]
     ) -> Mapping[AssetCheckKey, AssetCheckState]:
-        """As the parent, with one subset per status instead of one per partition."""
+        """As the parent, with one subset per status instead of one per partition; an unchanged state is not added up again.
+
+        The UI asks for the state of every check in view, again and again.
+        """
         partitioned = {key: definition for key, definition in keys if definition is not None}
         states = dict(super().get_asset_check_state([(key, None) for key, definition in keys if definition is None]))
         infos: dict[AssetCheckKey, list[AssetCheckPartitionInfo]] = defaultdict(list)
         for info in self.get_asset_check_partition_info(list(partitioned)) if partitioned else ():
             infos[info.check_key].append(info)
         for key, definition in partitioned.items():
-            states[key] = self._state(key, definition, infos[key])
+            content = hash((definition, *((i.partition_key, i.latest_execution_status, i.is_current) for i in infos[key])))
+            known = self._added_up.get(key)
+            states[key] = known[1] if known and known[0] == content else self._state(key, definition, infos[key])
+            if not states[key].in_progress_runs:
+                self._added_up[key] = (content, states[key])
         return states
+
+    @cached_property
+    def _added_up(self) -> dict[AssetCheckKey, tuple[int, AssetCheckState]]:
+        """Of each check the newest state without a run in progress, and the hash of the records that it was added up from."""
+        return {}
 
     def _state(self, key: AssetCheckKey, definition: PartitionsDefinition, infos: Sequence[AssetCheckPartitionInfo]) -> AssetCheckState:
         known = set(definition.get_partition_keys())

@@ -92,7 +92,7 @@ class Pipeline:
             UnknownPartitionError: A key is not a session of the calendar.
         """
         relation = stream_relation(view, stream)
-        blocked = {key for name, key in self.ledger.blocked() if name == relation.name}
+        blocked = {key for _, key in self.ledger.blocked(relation.name)}
         nothing = pl.DataFrame(schema=relation.frame_schema)
         for chunk in self._chunks(relation, partitions):
             history = self._history_start(view, stream, self._range(relation, chunk)[0])
@@ -130,7 +130,7 @@ class Pipeline:
         """
         relation = dataset_relation(dataset)
         partitions = sorted(set(calendar(dataset.calendar).session_of(rows["event_timestamp"]).cast(pl.String)))
-        if blocked := [key for name, key in self.ledger.blocked() if name == relation.name and key in partitions]:
+        if blocked := [key for _, key in self.ledger.blocked(relation.name) if key in partitions]:
             raise RefusedError(
                 f"{relation.name}: {blocked} are blocked, so their good rows are not published either; mend what the source delivers and "
                 "materialise them again"

@@ -152,8 +152,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "cron out of range": (_changed(streams=_stream(schedule="61 16 * * 1-5")), "view momentum_features, stream us_equity_1d: '61 16"),
     "cron in words": (
-        _changed(streams=_stream(schedule="every day at four o'clock")),
-        "view momentum_features, stream us_equity_1d: 'every",
+        _changed(streams=_stream(schedule="a day at four pm")),
+        "view momentum_features, stream us_equity_1d: 'a day",
     ),
     "unknown dataset": (
         _catalogue(views=(*CATALOGUE.views, dataclasses.replace(VIEW, name="v", streams=_stream(inputs=(STRANGER,))))),

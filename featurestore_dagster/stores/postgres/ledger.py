@@ -100,14 +100,16 @@ class Ledger:
             entry["blocked"] = entry.get("blocked", 0) + 1
         return result
 
-    def blocked(self) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-        """Partitions whose last audit failed -> its failed checks."""
+    def blocked(self, relation: str | None = None) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+        """Partitions (of one relation, or of all) whose last audit failed -> its failed checks."""
         with connect(self.settings) as connection:
             rows = connection.execute(
                 "select relation, partition_key, checks from (select distinct on (relation, partition_key) * from ops.quality_log"
-                " order by relation, partition_key, quality_log_id desc) last where outcome = 'blocked' order by 1, 2"
+                " where %(relation)s::text is null or relation = %(relation)s"
+                " order by relation, partition_key, quality_log_id desc) last where outcome = 'blocked' order by 1, 2",
+                {"relation": relation},
             ).fetchall()
-        return {(relation, key): checks for relation, key, checks in rows}
+        return {(name, key): checks for name, key, checks in rows}
 
     def first_refused(self, relation: str, reason: str, before: str) -> pl.DataFrame:
         """Symbols with an open refused row whose reason starts so, in partitions before this one: symbol, first event_timestamp of it."""

@@ -279,3 +279,24 @@ def test_streams_of_a_view_are_read_apart(store: PostgresStore) -> None:
     assert store.read_features(view, *EVER)["timeframe"].to_list() == ["1d", "1h"]
     assert store.read_features(view, *EVER, stream="fx_1h")["timeframe"].to_list() == ["1h"]
     assert store.read_features(view, *EVER, keys={"timeframe": ["1d"], "symbol": ["AAA", "x"]})["stream"].to_list() == ["us_equity_1d"]
+
+
+def test_the_ledger_sums_up(store: PostgresStore) -> None:
+    ledger, days = Ledger(store.settings), [MONDAY, "2018-12-04"]
+    refused = pl.DataFrame({"partition_key": [MONDAY] * 2, "row": ['{"a": 1}', '{"a": 2}'], "reasons": [["x", "y"], ["x"]]})
+    store.publish(BARS, frame(session_bars(days)), days, quarantined=refused, run_id="first")
+    store.block(BARS, {"2018-12-06": [{"check": "row_count"}], "2018-12-07": []}, refused.clear(), "second")
+    assert ledger.totals() == {BARS.name: {"partitions": 2, "rows_published": 10, "quarantined_open": 2, "blocked": 2}}
+    assert ledger.written_by("first") == {"rows_published": 10, "partitions_published": 2, "rows_quarantined": 2}
+    assert ledger.written_by("second") == {"rows_published": 0, "partitions_published": 0, "rows_quarantined": 0}
+    assert ledger.blocked(BARS.name) == ledger.blocked()
+    assert ledger.blocked("raw.other") == {}
+    assert ledger.blocked() == {(BARS.name, "2018-12-06"): [{"check": "row_count"}], (BARS.name, "2018-12-07"): []}
+    newest, oldest = ledger.quarantined(relation=BARS.name)
+    assert (newest.row, newest.reasons, oldest.row, oldest.reasons) == ({"a": 2}, ["x"], {"a": 1}, ["x", "y"])
+    assert [row.row for row in ledger.quarantined(quarantine_id=oldest.quarantine_id)] == [{"a": 1}]
+    assert ledger.quarantined(relation="raw.other") == []
+    assert len(ledger.quarantined(limit=1)) == 1
+    ledger.mark_replayed([oldest.quarantine_id])
+    assert [row.status for row in ledger.quarantined(status=None)] == ["open", "replayed"]
+    assert store.watermarks(BARS)["watermark"].unique().to_list() == [close_of("2018-12-04")]

@@ -1,6 +1,7 @@
 """Create, compare and drop the declared tables."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from psycopg import sql
@@ -155,3 +156,11 @@ def test_every_time_table_is_partitioned_and_has_its_key(fresh_database: Setting
             ).fetchone()
         assert kind == (table.time_column is not None,)
         assert key == (list(table.primary_key),)
+
+
+def test_two_that_apply_at_once_do_it_once(empty_database: Settings) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda _: len(_store(empty_database).apply(CATALOGUE)), range(2)))
+    assert min(done) == 0
+    assert max(done) > len(TABLES)
+    assert _store(empty_database).drift(CATALOGUE) == []
