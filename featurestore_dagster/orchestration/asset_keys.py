@@ -23,8 +23,8 @@ def mart(name: str) -> dg.AssetKey:
 
 
 def stream(view: FeatureView, part: Stream) -> dg.AssetKey:
-    """Asset of a stream: the view's name, and the stream's where the view has several."""
-    return dg.AssetKey([view.name] if len(view.streams) == 1 else [view.name, part.name])
+    """Asset of a stream: the view's name, with the stream's where the view has several. One part: the graph shows the last one only."""
+    return dg.AssetKey(view.name if len(view.streams) == 1 else f"{view.name}_{part.name}")
 
 
 def online(view: FeatureView) -> dg.AssetKey:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 import dagster as dg
@@ -18,6 +18,7 @@ from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS, Dataset
 from featurestore_dagster.orchestration import asset_keys
 from featurestore_dagster.orchestration.jobs import path_name
+from featurestore_dagster.orchestration.partitions import first_session
 from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.serving.slo_state import StreamState, stream_state
 from featurestore_dagster.sources import files
@@ -133,7 +134,8 @@ def build_file_sensor(catalogue: Catalogue, jobs: Mapping[str, UnresolvedAssetJo
             problems += platform.take_files(dataset)
             landed = files.landed(dataset, platform.settings.drop, after_sequence=requested.get(dataset.name, 0))
             # A file of later sessions than now is fetched by the runs of those sessions.
-            requests += [_request(dataset, file, now) for file in landed if file.first_event <= now]
+            earliest = first_session(catalogue, dataset.calendar)
+            requests += [_request(dataset, file, earliest, now) for file in landed if file.first_event <= now]
             if landed:
                 requested[dataset.name] = landed[-1].sequence
         for problem in problems:
@@ -144,8 +146,10 @@ def build_file_sensor(catalogue: Catalogue, jobs: Mapping[str, UnresolvedAssetJo
     return file_drop_sensor
 
 
-def _request(dataset: Dataset, file: files.LandedFile, now: datetime) -> dg.RunRequest:
-    first, last = _sessions(dataset.calendar, file.first_event, min(file.last_event, now))
+def _request(dataset: Dataset, file: files.LandedFile, earliest: date, now: datetime) -> dg.RunRequest:
+    """A run of the file's sessions; rows before the first listing are in no partition, and stay in the landed file."""
+    sessions = _sessions(dataset.calendar, file.first_event, min(file.last_event, now))
+    first, last = (max(session, earliest).isoformat() for session in sessions)
     spans = first != last
     span = {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last} if spans else {}
     return dg.RunRequest(
@@ -156,6 +160,5 @@ def _request(dataset: Dataset, file: files.LandedFile, now: datetime) -> dg.RunR
     )
 
 
-def _sessions(calendar_name: str, first: datetime, last: datetime) -> tuple[str, str]:
-    labels = calendar(calendar_name).session_of(pl.Series([first, last], dtype=UTC_MICROSECONDS))
-    return labels[0].isoformat(), labels[1].isoformat()
+def _sessions(calendar_name: str, first: datetime, last: datetime) -> list[date]:
+    return calendar(calendar_name).session_of(pl.Series([first, last], dtype=UTC_MICROSECONDS)).to_list()

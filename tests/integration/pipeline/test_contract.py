@@ -53,7 +53,13 @@ def test_published_rows_keep_the_json_schema(published: Deployment) -> None:
         assert len(rows) == 7 * len(COMPUTED)
         for row in rows:
             validator.validate(row)
-        for broken in ({"flags": None}, {"event_timestamp": "2018-12-03T21:00:00"}, {"extra": 1}, {view.feature_names[0]: "text"}, {view.join_keys[0]: ""}):
+        for broken in (
+            {"flags": None},
+            {"event_timestamp": "2018-12-03T21:00:00"},
+            {"extra": 1},
+            {view.feature_names[0]: "text"},
+            {view.join_keys[0]: ""},
+        ):
             assert not validator.is_valid(rows[0] | broken), broken
 
 
