@@ -15,8 +15,8 @@ from psycopg.abc import Query
 from featurestore_dagster.errors import ConfigurationError, StoreUnavailableError
 from featurestore_dagster.settings import PostgresSettings
 
-UNDEFINED = ("42P01", "3F000")
-"""SQLSTATEs of a table or schema that does not exist."""
+UNDEFINED = ("42P01", "42703", "3F000")
+"""SQLSTATEs of a table, column or schema that does not exist."""
 
 REFUSALS = ("password authentication", "no password supplied", "does not exist", "pg_hba", "SSL")
 
@@ -108,12 +108,12 @@ def _translated(settings: PostgresSettings) -> Iterator[None]:
     where = f"Postgres at {settings.host}:{settings.port}, database {settings.database}, user {settings.user}"
     try:
         yield
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
-        raise ConfigurationError(f"{where} lacks a table: {error.diag.message_primary}. Run `featurestore apply`.") from error
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName) as error:
+        raise ConfigurationError(f"{where} is not as declared: {error.diag.message_primary}. Run `featurestore apply`.") from error
     except adbc_driver_manager.ProgrammingError as error:
         if error.sqlstate not in UNDEFINED:
             raise
-        raise ConfigurationError(f"{where} lacks a table: {error}. Run `featurestore apply`.") from error
+        raise ConfigurationError(f"{where} is not as declared: {error}. Run `featurestore apply`.") from error
     except (psycopg.OperationalError, adbc_driver_manager.OperationalError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         if any(word in str(error) for word in REFUSALS):
