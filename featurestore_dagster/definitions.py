@@ -13,7 +13,7 @@ from featurestore_dagster.orchestration.assets.dbt import DbtRunner, build_dbt_a
 from featurestore_dagster.orchestration.assets.online import build_online_asset
 from featurestore_dagster.orchestration.assets.raw import build_raw_asset
 from featurestore_dagster.orchestration.assets.views import build_stream_asset
-from featurestore_dagster.orchestration.jobs import build_path_job, calendars
+from featurestore_dagster.orchestration.jobs import build_path_job, paths
 from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.orchestration.schedules import build_path_schedule
 from featurestore_dagster.orchestration.sensors import build_file_sensor, build_freshness_sensor, freshness_checks
@@ -22,27 +22,29 @@ from featurestore_dagster.settings import Settings
 PROJECT_ROOT = Path(__file__).parent.parent
 
 
-def build_definitions(settings: Settings, catalogue: Catalogue = CATALOGUE, **resource_overrides: object) -> dg.Definitions:
+def build_definitions(settings: Settings, catalogue: Catalogue | None = None, **resource_overrides: object) -> dg.Definitions:
     """Definitions for these settings.
 
     Args:
         settings: Decides the clock (partitions of a replay end with the replayed day) and, inside runs, the stores.
-        catalogue: What to build.
+        catalogue: What to build; the declared one with the sources that are switched on, unless given.
         resource_overrides: Resources by name (`platform`, `dbt`) that replace the usual ones, for tests.
     """
+    catalogue = catalogue or CATALOGUE.with_sources(settings.source_names)
     clock = settings.make_clock()
     dbt = DbtRunner(settings, PROJECT_ROOT / "dbt_project")
-    jobs = {name: build_path_job(catalogue, name) for name in calendars(catalogue)}
+    routes = paths(catalogue)
+    jobs = {path.name: build_path_job(catalogue, path) for path in routes}
     return dg.Definitions(
         assets=[
             *(build_raw_asset(catalogue, dataset, clock) for dataset in catalogue.datasets),
             *(build_stream_asset(catalogue, view, stream, clock) for view in catalogue.views for stream in view.streams),
-            *(build_online_asset(view) for view in catalogue.views),
+            *(build_online_asset(view) for view in catalogue.views if view.online),
             build_dbt_assets(dbt),
         ],
         asset_checks=freshness_checks(catalogue),
         jobs=list(jobs.values()),
-        schedules=[build_path_schedule(catalogue, name) for name in jobs],
+        schedules=[build_path_schedule(catalogue, path) for path in routes],
         sensors=[build_freshness_sensor(catalogue), build_file_sensor(catalogue, jobs)],
         resources={"platform": Platform(settings, catalogue), "dbt": dbt, **resource_overrides},
     )

@@ -9,7 +9,11 @@
     │   ├── PartitionBlockedError        the audit refused a partition: nothing was published
     │   ├── UnknownPartitionError        the key is not a session of the calendar (ValueError)
     │   ├── PointInTimeViolation         an answer would have held a value from the future (ValueError)
-    │   └── RefusedError                 a dangerous request was not confirmed, or the request asks too much
+    │   ├── NotOnlineError               the view or service is for training only
+    │   ├── NullFeaturesError            a vector without NULL was asked for, and features are NULL (ValueError)
+    │   ├── RefusedError                 a dangerous request was not confirmed, or the request asks too much
+    │   └── SourceRefusedError           a provider understood the request and will not answer it
+    │       └── SymbolNotFoundError      a provider does not know the symbol: delisted, renamed, or never its own
     └── TransientError                   the same call may succeed later: retried with back-off
         ├── StoreUnavailableError        Postgres or Redis did not answer
         └── SourceUnavailableError       a provider did not answer
@@ -18,7 +22,7 @@ Nothing else belongs here: no handling, no formatting.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class FeatureStoreError(Exception):
@@ -78,8 +82,47 @@ class PointInTimeViolation(TerminalError, ValueError):  # noqa: N818 - the field
     """An answer would have held a value that was not known at the requested time."""
 
 
+class NotOnlineError(TerminalError):
+    """The view or service is for training only: the online store never holds its values."""
+
+
+class NullFeaturesError(TerminalError, ValueError):
+    """A vector without NULL was asked for.
+
+    Args:
+        service: The vector's service.
+        missing: `view:feature` of each NULL, in the vector's order, with the reason.
+    """
+
+    def __init__(self, service: str, missing: Mapping[str, str]) -> None:
+        """Name every NULL."""
+        self.features = tuple(missing)
+        reasons = ", ".join(f"{name} ({reason})" for name, reason in missing.items())
+        super().__init__(f"{service}: {len(missing)} features are NULL: {reasons}; pass allow_null=True to take the vector as it is")
+
+
 class RefusedError(TerminalError):
     """A dangerous or oversized request was not carried out."""
+
+
+class SourceRefusedError(TerminalError):
+    """A provider understood the request and will not answer it: credential, plan, ban, or no such symbol.
+
+    Args:
+        message: For people; secrets masked.
+        status: The answer's HTTP status; None when the request was not even sent.
+        answer: Beginning of the answer's body; secrets masked.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, answer: str = "") -> None:
+        """Keep what the provider's own module needs to tell one refusal from another."""
+        super().__init__(message)
+        self.status = status
+        self.answer = answer
+
+
+class SymbolNotFoundError(SourceRefusedError):
+    """A provider does not know the symbol: it was delisted or renamed, or never was the provider's."""
 
 
 class StoreUnavailableError(TransientError):

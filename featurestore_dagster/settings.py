@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from featurestore_dagster.errors import ConfigurationError, StoreUnavailableError
+from featurestore_dagster.features.sources import FILES, SAMPLES, SOURCES
 from featurestore_dagster.model.time import Clock, parse_clock
 
 PREFIX = "FEATURESTORE_"
@@ -42,7 +43,7 @@ class Setting(NamedTuple):
     allowed: str
 
 
-class _EnvironmentSettings(BaseSettings):
+class EnvironmentSettings(BaseSettings):
     """Frozen, ignores empty variables, and turns every complaint into one ConfigurationError."""
 
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, extra="forbid", populate_by_name=True, validate_default=True)
@@ -86,7 +87,7 @@ class _EnvironmentSettings(BaseSettings):
         return lines
 
 
-class PostgresSettings(_EnvironmentSettings):
+class PostgresSettings(EnvironmentSettings):
     """How to reach PostgreSQL. The properties that return text hold the password in clear: hand them to a driver, never to a log."""
 
     model_config = SettingsConfigDict(env_prefix="POSTGRES_")
@@ -160,7 +161,7 @@ class PostgresSettings(_EnvironmentSettings):
         return self.url("psycopg", options=f"-c search_path={FEAST_SCHEMA}")
 
 
-class RedisSettings(_EnvironmentSettings):
+class RedisSettings(EnvironmentSettings):
     """How to reach Redis. The properties that return text hold the password in clear."""
 
     model_config = SettingsConfigDict(env_prefix="REDIS_")
@@ -191,7 +192,7 @@ class RedisSettings(_EnvironmentSettings):
         return ",".join([f"{self.host}:{self.port}", *(f"{key}={value}" for key, value in parts.items())])
 
 
-class Settings(_EnvironmentSettings):
+class Settings(EnvironmentSettings):
     """All settings. `Settings()` reads the environment; keyword arguments win over it.
 
     With `services="embedded"` the connections are unknown until servers run: `stores.embedded.running_settings` fills them in.
@@ -206,6 +207,10 @@ class Settings(_EnvironmentSettings):
     data_folder: Path = Field(Path(".featurestore"), description="a folder that this user can write")
     drop_folder: Path | None = Field(None, description="a folder for incoming files; default: drop, inside the data folder")
     clock: str = Field("", description="an instant with zone (2018-12-31T22:00:00Z), a duration (-P1000D), or nothing for real time")
+    sources: str = Field(
+        f"{SAMPLES.name},{FILES.name}",
+        description=f"one or more of {', '.join(source.name for source in SOURCES)}, separated by commas",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING, ERROR")
     services: Literal["embedded", "external"] | None = Field(
         None,
@@ -242,6 +247,14 @@ class Settings(_EnvironmentSettings):
         parse_clock(text)
         return text
 
+    @field_validator("sources")
+    @classmethod
+    def _parse_sources(cls, text: str) -> str:
+        names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+        if unknown := sorted(set(names) - {source.name for source in SOURCES}):
+            raise ValueError(f"no source is named {', '.join(map(repr, unknown))}")
+        return ",".join(names)
+
     @field_validator("data_folder", "drop_folder", "dagster_home")
     @classmethod
     def _make_absolute(cls, folder: Path | None) -> Path | None:
@@ -272,7 +285,7 @@ class Settings(_EnvironmentSettings):
     @classmethod
     def variables(cls) -> list[str]:
         """Names of all environment variables that are read, sorted."""
-        models: tuple[type[_EnvironmentSettings], ...] = (cls, PostgresSettings, RedisSettings)
+        models: tuple[type[EnvironmentSettings], ...] = (cls, PostgresSettings, RedisSettings)
         return sorted(model.variable(name) for model in models for name, field in model.model_fields.items() if not field.exclude)
 
     @property
@@ -296,6 +309,11 @@ class Settings(_EnvironmentSettings):
         if self.redis_connection is None:
             raise StoreUnavailableError(self._not_running("Redis"))
         return self.redis_connection
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Sources that are switched on."""
+        return tuple(self.sources.split(","))
 
     @property
     def home(self) -> Path:

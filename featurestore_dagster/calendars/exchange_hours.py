@@ -22,6 +22,8 @@ LAST_DAY = date(2049, 12, 31)
 
 ALWAYS_OPEN = "24/7"
 FOREIGN_EXCHANGE = "FX"
+COLOMBIAN_PESO = "COP"
+COLOMBIAN_EXCHANGE = "XBOG"
 
 WRITTEN = Path(__file__).parent / "exchange_sessions"
 HOUR_COLUMNS = ("opens", "closes", "break_start", "break_end")
@@ -53,7 +55,8 @@ def exchange_hours(name: str) -> ExchangeHours:
 def generated_files(catalogue: Catalogue) -> dict[str, str]:
     """Path in the repository -> text, for every exchange that a dataset or a stream of the catalogue lives on."""
     calendars = {dataset.calendar for dataset in catalogue.datasets} | {s.calendar for view in catalogue.views for s in view.streams}
-    codes = sorted(calendars - {ALWAYS_OPEN, FOREIGN_EXCHANGE})
+    # The peso trades on the days of Colombia's exchange.
+    codes = sorted({COLOMBIAN_EXCHANGE if name == COLOMBIAN_PESO else name for name in calendars} - {ALWAYS_OPEN, FOREIGN_EXCHANGE})
     return {f"featurestore_dagster/calendars/exchange_sessions/{code}.json": render(recorded(code)) for code in codes}
 
 
@@ -68,7 +71,7 @@ def recorded(name: str) -> ExchangeHours:
 
     codes = set(exchange_calendars.get_calendar_names(include_aliases=False)) - {ALWAYS_OPEN}
     if name not in codes:
-        raise UnknownNameError("calendar", name, codes | {ALWAYS_OPEN, FOREIGN_EXCHANGE})
+        raise UnknownNameError("calendar", name, codes | {ALWAYS_OPEN, FOREIGN_EXCHANGE, COLOMBIAN_PESO})
     first_day, last_day = FIRST_DAY, LAST_DAY
     try:
         known = exchange_calendars.get_calendar(name, start=str(first_day), end=str(last_day))

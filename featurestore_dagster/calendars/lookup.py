@@ -5,19 +5,31 @@ from functools import cache
 
 import polars as pl
 
-from featurestore_dagster.calendars.exchange_hours import ALWAYS_OPEN, FIRST_DAY, FOREIGN_EXCHANGE, LAST_DAY, exchange_hours
+from featurestore_dagster.calendars.exchange_hours import (
+    ALWAYS_OPEN,
+    COLOMBIAN_EXCHANGE,
+    COLOMBIAN_PESO,
+    FIRST_DAY,
+    FOREIGN_EXCHANGE,
+    LAST_DAY,
+    ExchangeHours,
+    exchange_hours,
+)
 from featurestore_dagster.calendars.market_calendar import MarketCalendar
 from featurestore_dagster.errors import ConfigurationError
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 
+PESO_OPENS, PESO_CLOSES = 13, 18
+"""Hours, UTC; Bogota has no clock changes."""
+
 
 @cache
 def calendar(name: str) -> MarketCalendar:
-    """The calendar of this name: "24/7" (UTC days), "FX" (24/5), or an exchange's code in exchange_calendars, such as "XNYS".
+    """The calendar of this name: "24/7" (UTC days), "FX" (24/5), "COP", or an exchange's code in exchange_calendars, such as "XNYS".
 
     FX trades from Sunday 17:00 to Friday 17:00 America/New_York, less the sessions that end on 25 December and 1 January. Its session
     is labelled with the New York date on which it *starts* (Sunday 17:00 to Monday 17:00 is Sunday's), as Dagster labels a daily
-    partition with an hour offset.
+    partition with an hour offset. COP is the local market of the Colombian peso: 13:00 to 18:00 UTC on the days of Colombia's exchange.
 
     Raises:
         UnknownNameError: No calendar has this name.
@@ -29,7 +41,9 @@ def calendar(name: str) -> MarketCalendar:
         last_day = pl.col("session").dt.offset_by("1d")
         holiday = last_day.dt.strftime("%m-%d").is_in(["12-25", "01-01"])
         return _day_calendar(FOREIGN_EXCHANGE, "America/New_York", hour_offset=17, traded=(last_day.dt.weekday() < 6) & ~holiday)
-    return _exchange_calendar(name)
+    if name == COLOMBIAN_PESO:
+        return _exchange_calendar(name, _peso_hours(exchange_hours(COLOMBIAN_EXCHANGE)))
+    return _exchange_calendar(name, exchange_hours(name))
 
 
 def _day_calendar(name: str, time_zone: str, hour_offset: int, traded: pl.Expr) -> MarketCalendar:
@@ -46,8 +60,15 @@ def _day_calendar(name: str, time_zone: str, hour_offset: int, traded: pl.Expr) 
     return MarketCalendar(name, time_zone, hour_offset, grid_from_midnight=True, first_day=FIRST_DAY, last_day=LAST_DAY, table=table)
 
 
-def _exchange_calendar(name: str) -> MarketCalendar:
-    exchange = exchange_hours(name)
+def _peso_hours(exchange: ExchangeHours) -> ExchangeHours:
+    def at(hour: int) -> pl.Expr:
+        return pl.col("session").cast(pl.Datetime("us")).dt.offset_by(f"{hour}h").dt.replace_time_zone("UTC")
+
+    table = exchange.table.with_columns(opens=at(PESO_OPENS), closes=at(PESO_CLOSES))
+    return ExchangeHours(exchange.time_zone, exchange.first_day, exchange.last_day, table)
+
+
+def _exchange_calendar(name: str, exchange: ExchangeHours) -> MarketCalendar:
     overnight = exchange.table.filter(pl.col("opens") < _local_instant(pl.col("session"), 0, exchange.time_zone))
     if overnight.height:
         raise ConfigurationError(

@@ -2,7 +2,7 @@
 
 import typer
 
-from featurestore_dagster.cli import browse, demo, feast, operate, quarantine, store
+from featurestore_dagster.cli import browse, demo, feast, normalisation, operate, quarantine, store
 
 app = typer.Typer(
     name="featurestore",
@@ -23,6 +23,7 @@ app.command()(operate.materialize)
 app.command(name="list")(browse.list_declarations)
 app.command()(browse.info)
 app.command()(browse.get)
+app.command(name="fit-normalisation")(normalisation.fit_normalisation)
 app.command()(store.teardown)
 app.command()(store.audit)
 app.command()(store.generate)

@@ -3,14 +3,19 @@
 import contextlib
 import shlex
 from datetime import datetime
+from itertools import groupby
 from typing import Annotated, Any
 
 import typer
 
 from featurestore_dagster.cli.operate import connected
 from featurestore_dagster.cli.output import AsJson, console, print_json, print_rows
-from featurestore_dagster.errors import StoreUnavailableError
+from featurestore_dagster.errors import StoreUnavailableError, UnknownNameError
 from featurestore_dagster.features import CATALOGUE
+from featurestore_dagster.model.entity import parse_entity_id
+from featurestore_dagster.model.feature_view import FeatureView
+from featurestore_dagster.model.time import Timeframe
+from featurestore_dagster.projections.data_dictionary import duration, view_facts
 from featurestore_dagster.settings import Settings
 
 
@@ -21,17 +26,27 @@ def list_declarations(as_json: bool = AsJson) -> None:
     """
     views = [
         {
-            "view": view.name,
+            "view": view.label,
+            "version": view.version,
+            "aliases": ", ".join(view.aliases),
             "keys": ", ".join(view.join_keys),
             "features": len(view.features),
             "streams": ", ".join(stream.name for stream in view.streams),
-            "slo": str(view.slo.max_lag),
-            "ttl_open_time": str(view.ttl),
+            "slo": duration(view.slo.max_lag),
+            "ttl_open_time": duration(view.ttl),
+            "online": "yes" if view.online else "no",
         }
         for view in CATALOGUE.views
     ]
     services = [
-        {"service": service.name, "features": len(service.references), "description": service.description} for service in CATALOGUE.services
+        {
+            "service": service.name,
+            "version": service.version,
+            "features": len(service.references),
+            "online": "yes" if service.is_online else "no",
+            "description": service.description,
+        }
+        for service in CATALOGUE.services
     ]
     datasets = [
         {
@@ -46,69 +61,87 @@ def list_declarations(as_json: bool = AsJson) -> None:
     if as_json:
         print_json({"views": views, "services": services, "datasets": datasets})
         return
-    print_rows("Views", views)
-    print_rows("Services", services)
+    # The rest is in `info`, and in the JSON: eighty columns hold no more.
+    shown = ("view", "keys", "features", "slo", "ttl_open_time", "online")
+    print_rows("Views", [{name: view[name] for name in shown} for view in views])
+    print_rows("Services", [{name: service[name] for name in ("service", "features", "online", "description")} for service in services])
     print_rows("Datasets", datasets)
 
 
 def info(
-    name: Annotated[str | None, typer.Argument(help="A view or service; without it, all settings.")] = None, as_json: bool = AsJson
+    name: Annotated[str | None, typer.Argument(help="A view, service or view:feature; without it, all settings.")] = None,
+    as_json: bool = AsJson,
 ) -> None:
-    """Settings with secrets masked, or one view or service in full.
+    """Settings with secrets masked, or one view, service or feature in full.
 
     Example: `featurestore info momentum_features`
     """
     if name is None:
+        from featurestore_dagster.sources import provider_settings
         from featurestore_dagster.stores.embedded import running_settings
 
         settings = Settings()
         with contextlib.suppress(StoreUnavailableError):  # embedded servers that do not run have no connections to show
             settings = running_settings(settings)
-        rows = [setting._asdict() for setting in settings.describe()]
+        rows = [setting._asdict() for setting in (*settings.describe(), *provider_settings.describe())]
         print_json(rows) if as_json else print_rows("Settings", rows)
         return
     services = {service.name: service for service in CATALOGUE.services}
-    references = services[name].references if name in services else [(CATALOGUE.view(name), f) for f in CATALOGUE.view(name).features]
+    view = None
+    if name in services:
+        references = services[name].references
+    elif ":" in name:
+        references = CATALOGUE.references([name])
+    else:
+        view = _view(name)
+        references = tuple((view, feature) for feature in view.features)
     rows = [
         {
-            "feature": f"{view.name}:{feature.name}",
+            "feature": f"{declared.label}:{feature.name}",
             "unit": feature.indicator.unit.value,
+            "grain": feature.indicator.grain.value,
             "warm_up_bars": feature.warm_up_bars,
             "look_back_bars": feature.look_back_bars,
             "formula": feature.formula,
         }
-        for view, feature in references
+        for declared, feature in references
     ]
     if as_json:
         print_json(rows)
         return
-    if name not in services:
-        view = CATALOGUE.view(name)
+    if view is not None:
         console.print(
-            f"{view.description}.\nKeys {', '.join(view.join_keys)}; SLO {view.slo.max_lag}; TTL {view.ttl} open-market time",
+            "\n".join([f"{view.description}.", *(f"  {name}: {text}" for name, text in view_facts(view))]),
             highlight=False,
         )
     print_rows(name, rows)
 
 
+def _view(name: str) -> FeatureView:
+    """The view called so, or an error that knows the services too."""
+    try:
+        return CATALOGUE.view(name)
+    except UnknownNameError:
+        called = [called for view in CATALOGUE.views for called in (view.label, *view.aliases)]
+        raise UnknownNameError("view or service", name, [*called, *(service.name for service in CATALOGUE.services)]) from None
+
+
 def get(
-    features: Annotated[list[str], typer.Argument(help="A service, or view:feature references.")],
-    symbol: Annotated[str, typer.Option(help="Symbol.")] = "",
-    timeframe: Annotated[str, typer.Option(help="Timeframe of views that have one.")] = "1d",
+    features: Annotated[list[str], typer.Argument(help="A service, or view:feature references; view@1:feature is an older version.")],
+    symbol: Annotated[str, typer.Option(help="Symbol; BTCUSDT_1h stands for symbol BTCUSDT, timeframe 1h.")] = "",
+    timeframe: Annotated[str | None, typer.Option(help="Timeframe of views that have one; 1d when not given.")] = None,
     portfolio: Annotated[str, typer.Option(help="Portfolio of macro views.")] = "GLOBAL",
     as_of: Annotated[str | None, typer.Option(help="Instant with zone: values as known then, from Postgres.")] = None,
     as_json: bool = AsJson,
 ) -> None:
-    """One feature vector, with unit, event time, age and flags. Exit code 1 when nothing at all was found.
+    """One feature vector in order, with unit, event time, age and flags. Exit code 1 when nothing at all was found.
 
     Example: `featurestore get daily_equity_service --symbol AAPL --as-of 2012-08-10T00:00:00Z`
     """
     from featurestore_dagster.serving.client import FeatureStoreClient
 
-    services = {service.name for service in CATALOGUE.services}
-    asked: str | list[str] = features[0] if len(features) == 1 and features[0] in services else features
-    if len(features) == 1 and ":" not in features[0] and features[0] not in services:
-        CATALOGUE.service(features[0])
+    asked = _asked(features)
+    symbol, timeframe = _entity(symbol, timeframe)
     entity = {"timeframe": timeframe, "portfolio": portfolio, **({"symbol": symbol} if symbol else {})}
     with connected(Settings()) as settings:
         answer = FeatureStoreClient(settings).get_online_features(asked, [entity], _instant(as_of))
@@ -124,15 +157,31 @@ def get(
     raise typer.Exit(0 if found else 1)
 
 
+def _asked(features: list[str]) -> str | list[str]:
+    """The service, or the references; unknown names are refused before anything is connected."""
+    if len(features) > 1 or ":" in features[0]:
+        CATALOGUE.references(features)
+        return features
+    services = {service.name for service in CATALOGUE.services}
+    if features[0] not in services:
+        references = [
+            f"{view.label}:{name}" for view in CATALOGUE.views for name in view.feature_names if features[0] in (name, view.label)
+        ]
+        raise UnknownNameError("service or view:feature", features[0], references or services)
+    return features[0]
+
+
 def print_vector(title: str, answer: Any) -> None:
-    """A table of values per view, under the view's event time, age, flags and tier."""
+    """The values in order, numbered; neighbours of one view under its event time, age, flags and tier."""
     for row in answer.rows:
         console.print(f"[bold]{title}[/]", highlight=False)
-        by_view: dict[str, list[Any]] = {}
-        for value in row.values:
-            by_view.setdefault(value.reference.partition(":")[0], []).append(value)
-        for view, values in by_view.items():
-            newest = values[0]
+        numbered = [
+            (value.reference.partition(":")[0], number, value, value.reference.partition(":")[2])
+            for number, value in enumerate(row.values, start=1)
+        ]
+        for view, group in groupby(numbered, key=lambda item: item[0]):
+            values = list(group)
+            newest = values[0][2]
             where = f"{view} ({newest.tier}): nothing found"
             if newest.event_timestamp is not None:
                 age = f"{newest.age_seconds / 3600:.1f} open hours old"
@@ -141,10 +190,29 @@ def print_vector(title: str, answer: Any) -> None:
             print_rows(
                 where,
                 [
-                    {"feature": v.reference.partition(":")[2], "value": v.value, "unit": v.unit.value, "status": v.status.value}
-                    for v in values
+                    {
+                        "#": number,
+                        "feature": name,
+                        "value": "NULL" if value.value is None else value.value,
+                        "unit": value.unit.value,
+                        "status": value.status.value,
+                    }
+                    for _, number, value, name in values
                 ],
             )
+
+
+def _entity(symbol: str, timeframe: str | None) -> tuple[str, str]:
+    """Symbol and timeframe of the options; the shorthand SYMBOL_TIMEFRAME is taken apart when it ends in a timeframe."""
+    allowed = [known.value for known in Timeframe]
+    if symbol.rpartition("_")[2] in allowed and "_" in symbol:
+        symbol, shorthand = parse_entity_id(symbol)
+        if timeframe not in (None, shorthand):
+            raise typer.BadParameter(f"--symbol {symbol}_{shorthand} says timeframe {shorthand}, --timeframe says {timeframe}")
+        return symbol, shorthand
+    if timeframe is not None and timeframe not in allowed:
+        raise UnknownNameError("timeframe", timeframe, allowed)
+    return symbol, timeframe or Timeframe.ONE_DAY.value
 
 
 def env(as_json: bool = AsJson) -> None:

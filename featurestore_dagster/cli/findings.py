@@ -59,7 +59,7 @@ def _configuration(settings: Settings) -> tuple[bool, str]:
 
 def _online(store: PostgresStore, online: RedisStore, settings: Settings) -> tuple[bool, str]:
     behind = []
-    for view in CATALOGUE.views:
+    for view in (view for view in CATALOGUE.views if view.online):
         changes = store.online_changes(view, online.publication_id(view), settings.make_clock().now())
         if not changes.rows.is_empty() or not changes.retracted.is_empty():
             behind.append(f"{view.name}: {changes.rows.height + changes.retracted.height} entities are behind the ledger")
@@ -82,7 +82,7 @@ store = FeatureStore(sys.argv[1])
 if not store.list_feature_views():
     sys.exit()
 applied = {view.name: {field.name for field in view.features} for view in store.list_feature_views()}
-declared = {view.name: set(view.feature_names) for view in CATALOGUE.views}
+declared = {view.name: set(view.feature_names) for view in CATALOGUE.views if not view.is_superseded}
 for name in sorted(applied.keys() | declared.keys()):
     if applied.get(name) != declared.get(name):
         print(f"view {name} is not applied as declared")

@@ -16,7 +16,9 @@ from featurestore_dagster.calendars import calendar
 from featurestore_dagster.cli.output import AsJson, console, print_json, print_rows
 from featurestore_dagster.errors import RefusedError
 from featurestore_dagster.features import CATALOGUE
+from featurestore_dagster.features.universe import listings_of
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
+from featurestore_dagster.model.time import Timeframe
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.embedded import EmbeddedServices
 from featurestore_dagster.stores.postgres import Ledger, PostgresStore
@@ -46,7 +48,7 @@ def refill(settings: Settings) -> None:
     clock = settings.make_clock()
     store, online = PostgresStore(settings.postgres, clock), RedisStore(settings.redis, PROJECT)
     if not store.drift(CATALOGUE):
-        for view in CATALOGUE.views:
+        for view in (view for view in CATALOGUE.views if view.online):
             sync_view(view, store, online, clock.now())
 
 
@@ -135,11 +137,12 @@ def materialize(
     start: Annotated[str, typer.Argument(metavar="START", help="First session, YYYY-MM-DD.")],
     end: Annotated[str, typer.Argument(metavar="END", help="Last session, YYYY-MM-DD; inclusive.")],
     calendar_name: Annotated[str | None, typer.Option("--calendar", help="Only this calendar's path, for example XNYS.")] = None,
+    cadence: Annotated[Timeframe | None, typer.Option(help="The path of bars below an hour, for example 5m.")] = None,
     as_json: bool = AsJson,
 ) -> None:
     """Fetch, audit, publish and serve the sessions from START to END, through Dagster.
 
-    Example: `featurestore materialize 2018-12-01 2018-12-31 --calendar XNYS`
+    Example: `featurestore materialize 2018-12-01 2018-12-31 --calendar XNYS`, or `... --calendar COP --cadence 5m`
     """
     settings = Settings()
     first, last = _day(start), _day(end)
@@ -153,7 +156,7 @@ def materialize(
         results = [
             result
             for name in ([calendar_name] if calendar_name else known)
-            if (result := run_path(running, name, first, last, quiet=as_json)) is not None
+            if (result := run_path(running, name, first, last, cadence=cadence, quiet=as_json)) is not None
         ]
     if not results:
         raise RefusedError(f"no session of {', '.join(known)} with declared data lies in {start}..{end}; nothing was done")
@@ -179,7 +182,9 @@ class PathRun:
     failures: dict[str, str]
 
 
-def run_path(settings: Settings, calendar_name: str, first: date, last: date, *, quiet: bool = False) -> PathRun | None:
+def run_path(
+    settings: Settings, calendar_name: str, first: date, last: date, *, cadence: Timeframe | None = None, quiet: bool = False
+) -> PathRun | None:
     """Run the path job of a calendar over the sessions that have listed symbols; None when there are none.
 
     Steps are printed as they happen, unless `quiet`.
@@ -190,7 +195,7 @@ def run_path(settings: Settings, calendar_name: str, first: date, last: date, *,
     if not sessions:
         return None
     prepare_dagster_home(settings)
-    job = f"{calendar_name.lower().replace('/', '_')}_path"
+    job = f"{calendar_name.lower().replace('/', '_')}{f'_{cadence}' if cadence else ''}_path"
     ledger = Ledger(settings.postgres)
     run_id, seconds, failures, succeeded = "", dict[str, float](), dict[str, str](), False
     log = settings.data_folder / "launch.log"
@@ -234,8 +239,18 @@ def run_path(settings: Settings, calendar_name: str, first: date, last: date, *,
 def _sessions(settings: Settings, calendar_name: str, first: date, last: date) -> list[date]:
     """Sessions of the range that the partition definition has: from the first listing to the clock's session."""
     market = calendar(calendar_name)
-    bars = [dataset for dataset in CATALOGUE.datasets if dataset.calendar == calendar_name and dataset.bars]
-    earliest = min(listing.first for dataset in bars for listing in CATALOGUE.listings(dataset).values())
+    catalogue = CATALOGUE.with_sources(settings.source_names)
+    bars = [dataset for dataset in catalogue.datasets if dataset.calendar == calendar_name and dataset.bars]
+    fed = [
+        (view, stream)
+        for view in catalogue.views
+        for stream in view.streams
+        if stream.calendar == calendar_name and catalogue.is_fed(stream)
+    ]
+    listings = [catalogue.listings(dataset) for dataset in bars]
+    if not any(listings):
+        listings = [listings_of(catalogue, view, stream) for view, stream in fed]
+    earliest = min((listing.first for found in listings for listing in found.values()), default=date.max)
     now = market.session_of(pl.Series([settings.make_clock().now()], dtype=UTC_MICROSECONDS))[0]
     low, high = max(first, earliest), min(last, now)
     return market.sessions(low, high)["session"].to_list() if low <= high else []

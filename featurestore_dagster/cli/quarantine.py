@@ -65,7 +65,8 @@ def replay(quarantine_ids: Annotated[list[int], typer.Argument(help="Ids from `l
     with connected(Settings()) as settings:
         clock, ledger = settings.make_clock(), Ledger(settings.postgres)
         store = PostgresStore(settings.postgres, clock)
-        pipeline = Pipeline(CATALOGUE, store, ledger, clock, lambda d, s, e: fetch(d, s, e, drop_folder=settings.drop, clock=clock))
+        catalogue = CATALOGUE.with_sources(settings.source_names)
+        pipeline = Pipeline(catalogue, store, ledger, clock, lambda d, s, e: fetch(d, s, e, settings=settings, clock=clock))
         rows = [_one(ledger, number) for number in quarantine_ids]
         refused = 0
         for name in sorted({row.relation for row in rows}):

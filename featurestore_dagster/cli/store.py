@@ -10,6 +10,7 @@ from featurestore_dagster import calendars
 from featurestore_dagster.cli.operate import connected
 from featurestore_dagster.cli.output import AsJson, console, print_json, print_rows
 from featurestore_dagster.features import CATALOGUE
+from featurestore_dagster.projections.formulas import FORMULAS_FILE, formulas_file
 from featurestore_dagster.projections.generated_files import generated_files
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.postgres import PostgresStore
@@ -75,7 +76,9 @@ def audit(as_json: bool = AsJson) -> None:
 def generate(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit code 1 when a file differs.")] = False, as_json: bool = AsJson
 ) -> None:
-    """Write the files that are derived: data dictionary, JSON Schema, dbt sources and contracts, sessions of the exchanges.
+    """Write the files that are derived: data dictionary, JSON Schema, dbt sources and contracts, sessions of the exchanges, formulas.
+
+    A formula that changed under its view's version is refused, and nothing is written.
 
     Example: `featurestore generate --check`
     """
@@ -103,7 +106,13 @@ def outdated(root: Path) -> list[str]:
 
 
 def _generated() -> dict[str, str]:
-    return {**generated_files(CATALOGUE), **calendars.generated_files(CATALOGUE)}
+    formulas = PROJECT_ROOT / FORMULAS_FILE
+    committed = formulas.read_text() if formulas.exists() else "{}"
+    return {
+        FORMULAS_FILE: formulas_file(CATALOGUE, committed),
+        **generated_files(CATALOGUE),
+        **calendars.generated_files(CATALOGUE),
+    }
 
 
 def _outdated(root: Path, expected: dict[str, str]) -> list[str]:

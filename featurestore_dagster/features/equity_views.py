@@ -1,13 +1,17 @@
-"""Views over daily and hourly bars: prices, momentum, technical indicators. Formulas do not belong here (see `indicators`)."""
+"""Views over bars alone: prices, momentum, technical indicators. Formulas do not belong here (see `indicators`)."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 from featurestore_dagster.features.entities import TICKER, TIMEFRAME
-from featurestore_dagster.features.raw_tables import FX_CANDLES_1H, US_EQUITY_CANDLES_1D, US_EQUITY_CORPORATE_ACTIONS
-from featurestore_dagster.indicators.averages import ema
+from featurestore_dagster.features.raw_tables import CRYPTO_CANDLES
+from featurestore_dagster.features.streams import COP_5M, DAILY_BAR, FX_1H, US_EQUITY_1D, US_EQUITY_5M, crypto, paced
+from featurestore_dagster.indicators.averages import ema, sma
 from featurestore_dagster.indicators.bars import adjusted_close, raw_price, raw_volume
+from featurestore_dagster.indicators.intraday import session_return, session_volume, volume_ratio, vwap
 from featurestore_dagster.indicators.momentum import (
     high_52w_position,
+    log_ret,
     low_52w_position,
     macd,
     macd_hist,
@@ -16,32 +20,14 @@ from featurestore_dagster.indicators.momentum import (
     ret,
     rsi,
 )
-from featurestore_dagster.indicators.trend import trend_strength
-from featurestore_dagster.indicators.volatility import atr, bollinger_bands_position
-from featurestore_dagster.indicators.volume import volume_sma_ratio
-from featurestore_dagster.model.feature_view import FeatureView, Stream
+from featurestore_dagster.indicators.trend import adx, minus_di, plus_di, trend_strength
+from featurestore_dagster.indicators.volatility import atr, atr_pct, bollinger_bands_position, vol, volatility_20d
+from featurestore_dagster.indicators.volume import rolling_vwap, volume_sma_ratio
+from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.model.slo import SLO
 from featurestore_dagster.model.time import Timeframe
 
-AFTER_CLOSE = "15 16 * * 1-5"
-"""Quarter of an hour after the regular close; on a holiday nothing is due, so nothing starts."""
-
-US_EQUITY_1D = Stream(
-    "us_equity_1d",
-    market="us_equity",
-    calendar="XNYS",
-    timeframe=Timeframe.ONE_DAY,
-    inputs=(US_EQUITY_CANDLES_1D, US_EQUITY_CORPORATE_ACTIONS),
-    schedule=AFTER_CLOSE,
-)
-FX_1H = Stream(
-    "fx_1h",
-    market="fx",
-    calendar="FX",
-    timeframe=Timeframe.ONE_HOUR,
-    inputs=(FX_CANDLES_1H,),
-    schedule="2 * * * *",
-)
+CRYPTO_1D = crypto(Timeframe.ONE_DAY)
 
 DAILY_OHLCV_STATS = FeatureView(
     "daily_ohlcv_stats",
@@ -52,7 +38,7 @@ DAILY_OHLCV_STATS = FeatureView(
         raw_volume.feature("volume"),
         adjusted_close.feature(),
     ),
-    streams=(US_EQUITY_1D,),
+    streams=(US_EQUITY_1D, CRYPTO_1D),
     slo=SLO(timedelta(hours=2)),
     ttl=timedelta(days=30),
     group="indicators",
@@ -76,7 +62,7 @@ MOMENTUM_FEATURES = FeatureView(
         low_52w_position.feature(),
         range_52w_position.feature(),
     ),
-    streams=(US_EQUITY_1D,),
+    streams=(US_EQUITY_1D, CRYPTO_1D),
     slo=SLO(timedelta(hours=1)),
     ttl=timedelta(days=3),
     group="indicators",
@@ -94,10 +80,71 @@ TECHNICAL_INDICATORS_VIEW = FeatureView(
         atr.feature("atr", n=14),
         volume_sma_ratio.feature(),
     ),
-    streams=(US_EQUITY_1D, FX_1H),
+    streams=tuple(map(paced, (US_EQUITY_1D, FX_1H, *map(crypto, Timeframe)))),
     slo=SLO(timedelta(hours=1)),
-    ttl=timedelta(days=2),
+    ttl=timedelta(hours=1),
     group="indicators",
 )
 
-EQUITY_VIEWS = (DAILY_OHLCV_STATS, MOMENTUM_FEATURES, TECHNICAL_INDICATORS_VIEW)
+TECHNICAL_FEATURES = FeatureView(
+    "technical_features",
+    "Returns, momentum, range and trend of the last five-minute bars",
+    entities=(TICKER,),
+    features=(
+        log_ret.feature("log_ret_5m", k=1),
+        log_ret.feature("log_ret_1h", k=12),
+        log_ret.feature("log_ret_4h", k=48),
+        rsi.feature("rsi_9", n=9),
+        atr_pct.feature(),
+        adx.feature("adx_14", n=14),
+    ),
+    streams=(COP_5M, US_EQUITY_5M, crypto(Timeframe.FIVE_MINUTES)),
+    slo=SLO(timedelta(minutes=5)),
+    ttl=timedelta(hours=24),
+    group="indicators",
+)
+
+PRICE_VOLUME_FEATURES = FeatureView(
+    "price_volume_features",
+    "Price, volume and returns of the running session against earlier ones",
+    entities=(TICKER,),
+    features=(
+        raw_price.feature("close_price", column="raw_close"),
+        vwap.feature(),
+        session_volume.feature("volume"),
+        session_return.feature("returns_1d", k=1),
+        session_return.feature("returns_5d", k=5),
+        session_return.feature("returns_20d", k=20),
+        volatility_20d.feature(),
+        volume_ratio.feature(),
+    ),
+    streams=(replace(US_EQUITY_1D, slo=DAILY_BAR), COP_5M, crypto(Timeframe.FIVE_MINUTES, CRYPTO_CANDLES[Timeframe.ONE_DAY])),
+    slo=SLO(timedelta(minutes=5)),
+    ttl=timedelta(hours=24),
+    group="indicators",
+)
+
+TA_GRID_1D = FeatureView(
+    "ta_grid_1d",
+    "A grid of averages, oscillators and returns over daily bars, for training",
+    entities=(TICKER,),
+    features=(
+        *(sma.feature(f"sma_{n}", n=n) for n in (5, 10, 20, 50, 100, 200)),
+        *(ema.feature(f"ema_{n}", n=n) for n in (5, 10, 12, 26, 50, 100, 200)),
+        *(rsi.feature(f"rsi_{n}", n=n) for n in (5, 9, 21)),
+        *(atr.feature(f"atr_{n}", n=n) for n in (7, 21)),
+        *(adx.feature(f"adx_{n}", n=n) for n in (7, 14, 28)),
+        plus_di.feature("plus_di_14", n=14),
+        minus_di.feature("minus_di_14", n=14),
+        *(log_ret.feature(f"log_ret_{k}", k=k) for k in (1, 5, 21)),
+        *(vol.feature(f"vol_{n}", n=n) for n in (10, 20, 60, 252)),
+        *(ret.feature(f"ret_{k}", k=k) for k in (10, 60)),
+        rolling_vwap.feature("vwap_20", n=20),
+    ),
+    streams=(US_EQUITY_1D, CRYPTO_1D),
+    slo=SLO(timedelta(hours=2)),
+    ttl=timedelta(days=3),
+    group="indicators",
+)
+
+EQUITY_VIEWS = (DAILY_OHLCV_STATS, MOMENTUM_FEATURES, TECHNICAL_INDICATORS_VIEW, TECHNICAL_FEATURES, PRICE_VOLUME_FEATURES, TA_GRID_1D)

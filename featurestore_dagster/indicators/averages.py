@@ -29,6 +29,11 @@ def window_mean(values: pl.Expr, n: int) -> pl.Expr:
     return window_sum(values, n) / n
 
 
+def window_percentile(values: pl.Expr, n: int) -> pl.Expr:
+    """Mid-rank of the current value among the last n: (number below + half the number equal) / n. NULL when one of them is NULL."""
+    return (values.rolling_rank(n, method="average") - 0.5) / n
+
+
 def recursive_mean(values: pl.Expr, alpha: float, seed: Callable[[pl.Expr], pl.Expr]) -> pl.Expr:
     """State e += alpha * (x - e), started with `seed(values)` at the seed's first non-NULL row, as TA-Lib does.
 

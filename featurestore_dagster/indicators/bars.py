@@ -2,7 +2,8 @@
 
 import polars as pl
 
-from featurestore_dagster.model.indicator import indicator
+from featurestore_dagster.model.flags import QualityFlag
+from featurestore_dagster.model.indicator import Grain, indicator
 from featurestore_dagster.model.units import Unit
 
 
@@ -49,3 +50,19 @@ def raw_volume() -> pl.Expr:
 def adjusted_close() -> pl.Expr:
     """Forward-adjusted close; ratios of two values are total returns."""
     return pl.col("raw_close") * pl.col("adjustment_factor")
+
+
+@indicator(
+    unit=Unit.CODE,
+    formula="bitmask of the row's quality flags, as a value that a model can be given",
+    inputs=("row_flags",),
+    oracle="identity",
+    first=0,
+    minimum=0,
+    maximum=2 * max(QualityFlag) - 1,
+    adjusted=False,
+    grain=Grain.ROW,
+)
+def quality_flags() -> pl.Expr:
+    """The row's own flags."""
+    return pl.col("row_flags").cast(pl.Float64)

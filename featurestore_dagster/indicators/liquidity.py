@@ -1,13 +1,13 @@
-"""The price of trading estimated from bars alone; measures that need quotes or a book do not belong here."""
+"""The price of trading as daily bars tell it; measures that need quotes or a book are in `quotes`."""
 
 import math
 
 import polars as pl
 
-from featurestore_dagster.indicators.averages import window_mean, window_sum
+from featurestore_dagster.indicators.averages import window_mean, window_percentile, window_sum
 from featurestore_dagster.indicators.binding import bind, log_ratio
 from featurestore_dagster.indicators.momentum import log_return, simple_return
-from featurestore_dagster.model.indicator import indicator
+from featurestore_dagster.model.indicator import Grain, indicator
 from featurestore_dagster.model.units import Unit
 
 WINDOW_BARS = 20
@@ -44,8 +44,8 @@ def _amihud() -> pl.Expr:
 
 
 def _percentile() -> pl.Expr:
-    """Mid-rank of the current Amihud value among its last 252: (number below + half the number equal) / 252."""
-    return (_amihud().rolling_rank(PERCENTILE_BARS, method="average") - 0.5) / PERCENTILE_BARS
+    """Mid-rank of the current Amihud value among its last 252."""
+    return window_percentile(_amihud(), PERCENTILE_BARS)
 
 
 @indicator(
@@ -58,6 +58,7 @@ def _percentile() -> pl.Expr:
     price_exponent=-1,
     volume_exponent=-1,
     adjusted=False,
+    grain=Grain.COMPLETED_DAYS,
 )
 def amihud_illiquidity() -> pl.Expr:
     """Amihud's illiquidity."""
@@ -73,6 +74,7 @@ def amihud_illiquidity() -> pl.Expr:
     minimum=0,
     maximum=1,
     adjusted=False,
+    grain=Grain.COMPLETED_DAYS,
 )
 def amihud_percentile() -> pl.Expr:
     """Where today's illiquidity stands in the last year."""
@@ -88,6 +90,7 @@ def amihud_percentile() -> pl.Expr:
     minimum=0,
     maximum=2,
     adjusted=False,
+    grain=Grain.COMPLETED_DAYS,
 )
 def liquidity_regime() -> pl.Expr:
     """Regime code. No percentile (a multiple of 1/504) lies on a threshold, so rounding cannot decide."""
@@ -104,6 +107,7 @@ def liquidity_regime() -> pl.Expr:
     first=WINDOW_BARS,
     minimum=0,
     adjusted=False,
+    grain=Grain.COMPLETED_DAYS,
 )
 def price_impact_1pct_est_bps() -> pl.Expr:
     """Estimated price impact of 1 % of average daily volume."""
@@ -121,6 +125,7 @@ def price_impact_1pct_est_bps() -> pl.Expr:
     first=WINDOW_BARS,
     minimum=0,
     maximum=2 * BASIS_POINTS,
+    grain=Grain.COMPLETED_DAYS,
 )
 def spread_cs_20_est_bps() -> pl.Expr:
     """Spread estimated from highs and lows (Corwin and Schultz 2012)."""
@@ -156,6 +161,7 @@ def spread_cs_20_est_bps() -> pl.Expr:
     oracle="numpy",
     first=WINDOW_BARS + 1,
     minimum=0,
+    grain=Grain.COMPLETED_DAYS,
 )
 def spread_roll_20_est_bps() -> pl.Expr:
     """Spread estimated from the bounce of closes (Roll 1984)."""
@@ -167,3 +173,20 @@ def spread_roll_20_est_bps() -> pl.Expr:
         y=log_return(pl.col("close"), 1).shift(1),
     )
     return bind(lambda covariance: pl.when(covariance < 0).then(2 * BASIS_POINTS * (-covariance).sqrt()), covariance=covariance)
+
+
+@indicator(
+    unit=Unit.QUOTE_CURRENCY,
+    formula="mean(raw close * raw volume, 20) over daily bars",
+    inputs=("raw_close", "raw_volume"),
+    oracle="numpy",
+    first=WINDOW_BARS - 1,
+    minimum=0,
+    price_exponent=1,
+    volume_exponent=1,
+    adjusted=False,
+    grain=Grain.COMPLETED_DAYS,
+)
+def average_dollar_volume() -> pl.Expr:
+    """Average daily dollar volume over 20 sessions."""
+    return window_mean(dollar_volume(), WINDOW_BARS)

@@ -1,4 +1,7 @@
-"""Macro series and the market as a whole; a row is one released observation or one session, never a filled day."""
+"""Macro series and the market as a whole; a row is one released observation or one session, never a filled day.
+
+The index made of several of them is in `sentiment_index`.
+"""
 
 import polars as pl
 
@@ -6,7 +9,7 @@ from featurestore_dagster.indicators.averages import window_mean
 from featurestore_dagster.indicators.binding import bind, ratio
 from featurestore_dagster.indicators.momentum import simple_return
 from featurestore_dagster.indicators.volatility import VOLATILITY_BARS, annualised_volatility
-from featurestore_dagster.model.indicator import indicator
+from featurestore_dagster.model.indicator import Grain, indicator
 from featurestore_dagster.model.units import Unit
 
 SESSIONS_PER_YEAR = 252
@@ -22,6 +25,7 @@ VIX_ELEVATED, VIX_HIGH, VIX_CRISIS = 20, 25, 30
     first=0,
     minimum=0,
     adjusted=False,
+    grain=Grain.OBSERVATIONS,
 )
 def index_level(column: str) -> pl.Expr:
     """Level of an index such as VIX."""
@@ -35,6 +39,7 @@ def index_level(column: str) -> pl.Expr:
     oracle="identity",
     first=0,
     adjusted=False,
+    grain=Grain.OBSERVATIONS,
 )
 def yield_level(column: str) -> pl.Expr:
     """Level of a yield or rate in per cent a year."""
@@ -48,6 +53,7 @@ def yield_level(column: str) -> pl.Expr:
     oracle="identity",
     first=0,
     adjusted=False,
+    grain=Grain.OBSERVATIONS,
 )
 def spread_level(column: str) -> pl.Expr:
     """Level of a series that its publisher already quotes as a difference of two rates."""
@@ -61,10 +67,25 @@ def spread_level(column: str) -> pl.Expr:
     oracle="numpy",
     first=0,
     adjusted=False,
+    grain=Grain.OBSERVATIONS,
 )
 def spread(minuend: str, subtrahend: str) -> pl.Expr:
     """Difference of two rates."""
     return pl.col(minuend) - pl.col(subtrahend)
+
+
+@indicator(
+    unit=Unit.PERCENTAGE_POINTS,
+    formula="local_yield - treasury_10y, the newest observation of each",
+    inputs=("local_yield", "treasury_10y"),
+    oracle="numpy",
+    first=0,
+    adjusted=False,
+    grain=Grain.ROW,
+)
+def rate_spread() -> pl.Expr:
+    """Ten-year yield of the quote currency's country over that of the dollar; NULL for a symbol without a local yield."""
+    return pl.col("local_yield") - pl.col("treasury_10y")
 
 
 @indicator(
@@ -74,6 +95,7 @@ def spread(minuend: str, subtrahend: str) -> pl.Expr:
     oracle="numpy",
     first=lambda n, **_: n - 1,
     adjusted=False,
+    grain=Grain.OBSERVATIONS,
 )
 def zscore(n: int, column: str) -> pl.Expr:
     """Distance from the mean of the last n observations, unclipped."""
@@ -88,6 +110,7 @@ def zscore(n: int, column: str) -> pl.Expr:
     first=1,
     minimum=-1,
     adjusted=False,
+    grain=Grain.OBSERVATIONS,
 )
 def change(column: str) -> pl.Expr:
     """Relative change between the last two observations. A negative level (oil in April 2020) has none."""
@@ -106,6 +129,7 @@ def change(column: str) -> pl.Expr:
     first=lambda k: k,
     minimum=-1,
     adjusted=False,
+    grain=Grain.BENCHMARK,
 )
 def spy_return(k: int) -> pl.Expr:
     """Return of the market over k sessions."""
@@ -120,6 +144,7 @@ def spy_return(k: int) -> pl.Expr:
     first=VOLATILITY_BARS,
     minimum=0,
     adjusted=False,
+    grain=Grain.BENCHMARK,
 )
 def spy_volatility_20d() -> pl.Expr:
     """Annualised volatility of the market over 20 sessions."""
@@ -138,6 +163,7 @@ def spy_volatility_20d() -> pl.Expr:
     minimum=0,
     maximum=3,
     adjusted=False,
+    grain=Grain.BENCHMARK,
 )
 def market_regime() -> pl.Expr:
     """Regime code of the market."""

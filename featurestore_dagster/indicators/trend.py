@@ -1,5 +1,7 @@
 """Wilder's directional movement: how strong a trend is and which way it points; returns are in `momentum`."""
 
+from collections.abc import Callable
+
 import polars as pl
 
 from featurestore_dagster.indicators.averages import WILDER_CONVERGENCE, recursive_mean, wilder_mean
@@ -18,34 +20,65 @@ ADX_CONVERGENCE = 28
 """Bars per n after which a fresh ADX equals the one over full history within 1e-9."""
 
 
-def _directional_index(n: int, *, rising: bool) -> pl.Expr:
-    """+DI or -DI. Both Wilder means are seeded at bar n-1 with (sum over bars 1..n-1) / n, as TA-Lib does."""
+def _movement(*, rising: bool) -> pl.Expr:
+    """Move of the high up or of the low down where it is the greater one of the two, else 0."""
     up, down = pl.col("high").diff(), -pl.col("low").diff()
     gain, loss = (up, down) if rising else (down, up)
-
-    def smoothed(values: pl.Expr) -> pl.Expr:
-        return recursive_mean(values, 1 / n, lambda values: values.rolling_sum(n - 1) / n)
-
-    def index(movement: pl.Expr, spread: pl.Expr) -> pl.Expr:
-        quotient = bind(
-            lambda movement, spread: pl.when(spread == 0).then(0.0).otherwise(100 * movement / spread),
-            movement=smoothed(movement),
-            spread=smoothed(spread),
-        )
-        # Movement never exceeds the true range, but rounding may by an ulp.
-        return pl.when((movement + spread).rolling_min(n).is_not_null()).then(quotient.clip(0, 100))
 
     def moved(gain: pl.Expr, excess: pl.Expr, tolerance: pl.Expr) -> pl.Expr:
         # Two conditions, so that NULL stays NULL.
         return pl.when(excess > tolerance).then(gain.clip(lower_bound=0)).when(excess <= tolerance).then(0.0)
 
-    movement = bind(
-        moved,
-        gain=gain,
-        excess=gain - loss,
-        tolerance=TIE_TOLERANCE * pl.col("close"),
+    return bind(moved, gain=gain, excess=gain - loss, tolerance=TIE_TOLERANCE * pl.col("close"))
+
+
+def _smoothed(values: pl.Expr, n: int) -> pl.Expr:
+    """Wilder mean seeded at bar n-1 with (sum over bars 1..n-1) / n, as TA-Lib does."""
+    return recursive_mean(values, 1 / n, lambda values: values.rolling_sum(n - 1) / n)
+
+
+def _index(movement: pl.Expr, smoothed_movement: pl.Expr, spread: pl.Expr, smoothed_spread: pl.Expr, n: int) -> pl.Expr:
+    """+DI or -DI from the movement and the true range, each with its mean."""
+    quotient = pl.when(smoothed_spread == 0).then(0.0).otherwise(100 * smoothed_movement / smoothed_spread)
+    # Movement never exceeds the true range, but rounding may by an ulp.
+    return pl.when((movement + spread).rolling_sum(n).is_not_null()).then(quotient.clip(0, 100))
+
+
+def _directional_index(n: int, *, rising: bool) -> pl.Expr:
+    """+DI or -DI."""
+    return bind(
+        lambda movement, spread: bind(
+            lambda movement, smoothed_movement, spread, smoothed_spread: _index(movement, smoothed_movement, spread, smoothed_spread, n),
+            movement=movement,
+            smoothed_movement=_smoothed(movement, n),
+            spread=spread,
+            smoothed_spread=_smoothed(spread, n),
+        ),
+        movement=_movement(rising=rising),
+        spread=true_range(),
     )
-    return bind(index, movement=movement, spread=true_range())
+
+
+def _with_both_indices(n: int, body: Callable[[pl.Expr, pl.Expr], pl.Expr]) -> pl.Expr:
+    """`body(+DI, -DI)`, the true range smoothed once for both."""
+
+    def indices(rise: pl.Expr, fall: pl.Expr, spread: pl.Expr, rises: pl.Expr, falls: pl.Expr, spreads: pl.Expr) -> pl.Expr:
+        return bind(body, plus=_index(rise, rises, spread, spreads, n), minus=_index(fall, falls, spread, spreads, n))
+
+    return bind(
+        lambda rise, fall, spread: bind(
+            indices,
+            rise=rise,
+            fall=fall,
+            spread=spread,
+            rises=_smoothed(rise, n),
+            falls=_smoothed(fall, n),
+            spreads=_smoothed(spread, n),
+        ),
+        rise=_movement(rising=True),
+        fall=_movement(rising=False),
+        spread=true_range(),
+    )
 
 
 def _directional_average(plus: pl.Expr, minus: pl.Expr, n: int) -> pl.Expr:
@@ -100,7 +133,7 @@ def minus_di(n: int) -> pl.Expr:
 )
 def adx(n: int) -> pl.Expr:
     """Average directional index."""
-    return _directional_average(_directional_index(n, rising=True), _directional_index(n, rising=False), n)
+    return _with_both_indices(n, lambda plus, minus: _directional_average(plus, minus, n))
 
 
 @indicator(
@@ -115,8 +148,7 @@ def adx(n: int) -> pl.Expr:
 )
 def trend_strength() -> pl.Expr:
     """Signed strength of the trend."""
-    return bind(
+    return _with_both_indices(
+        TREND_STRENGTH_BARS,
         lambda plus, minus: (plus - minus).sign() * _directional_average(plus, minus, TREND_STRENGTH_BARS) / 100,
-        plus=_directional_index(TREND_STRENGTH_BARS, rising=True),
-        minus=_directional_index(TREND_STRENGTH_BARS, rising=False),
     )

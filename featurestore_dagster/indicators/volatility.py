@@ -1,13 +1,11 @@
 """Dispersion of returns and ranges, and the close against its Bollinger bands."""
 
-import math
-
 import polars as pl
 
 from featurestore_dagster.indicators.averages import WILDER_CONVERGENCE, wilder_mean
 from featurestore_dagster.indicators.binding import bind, ratio
 from featurestore_dagster.indicators.momentum import log_return, simple_return
-from featurestore_dagster.model.indicator import indicator
+from featurestore_dagster.model.indicator import Grain, indicator
 from featurestore_dagster.model.units import Unit
 
 VOLATILITY_BARS = 20
@@ -23,9 +21,9 @@ def true_range() -> pl.Expr:
     return pl.when(complete).then(pl.max_horizontal(high, previous) - pl.min_horizontal(low, previous))
 
 
-def annualised_volatility(prices: pl.Expr, sessions_per_year: int) -> pl.Expr:
+def annualised_volatility(prices: pl.Expr, sessions_per_year: pl.Expr | int) -> pl.Expr:
     """Sample standard deviation of the last 20 log returns, per year."""
-    return log_return(prices, 1).rolling_std(VOLATILITY_BARS) * math.sqrt(sessions_per_year)
+    return log_return(prices, 1).rolling_std(VOLATILITY_BARS) * sessions_per_year**0.5
 
 
 @indicator(
@@ -44,14 +42,15 @@ def vol(n: int) -> pl.Expr:
 @indicator(
     unit=Unit.FRACTION,
     formula="std(log_ret_1, 20, ddof 1) * sqrt(sessions_per_year); 252 for exchanges and FX, 365 for 24/7 markets",
-    inputs=("close",),
+    inputs=("close", "sessions_per_year"),
     oracle="numpy",
     first=VOLATILITY_BARS,
     minimum=0,
+    grain=Grain.COMPLETED_DAYS,
 )
-def volatility_20d(sessions_per_year: int) -> pl.Expr:
-    """Annualised volatility over 20 daily bars."""
-    return annualised_volatility(pl.col("close"), sessions_per_year)
+def volatility_20d() -> pl.Expr:
+    """Annualised volatility over 20 completed daily bars."""
+    return annualised_volatility(pl.col("close"), pl.col("sessions_per_year"))
 
 
 @indicator(

@@ -1,7 +1,8 @@
 """Indicators: a Polars expression with everything the rest of the house must know of it. No indicator is defined here."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 import polars as pl
 
@@ -10,6 +11,29 @@ from featurestore_dagster.model.units import Unit
 
 Parameter = int | float | str
 """A parameter of an indicator: a period in bars, a factor, or the name of an input column."""
+
+
+class Grain(StrEnum):
+    """What one evaluation of an indicator's expression sees; the computation brings it and takes the value to the feature row."""
+
+    BARS = "bars"
+    """All bars of one symbol in the row's own timeframe, sorted; the value is that of the row's bar."""
+    COMPLETED_DAYS = "completed_days"
+    """All daily bars of one symbol, sorted; the value is that of the last bar that had ended at the row's time."""
+    DAILY = "daily"
+    """All daily bars of one symbol, sorted; the value is that of the last session before the row's own."""
+    BENCHMARK = "benchmark"
+    """All daily bars of the market benchmark, and series as of the row."""
+    OBSERVATIONS = "observations"
+    """All observations of a released series in the vintage that the row could know, sorted by their date; the value of the newest."""
+    EVENTS = "events"
+    """The symbol's events inside the window before the row: an aggregate, one value."""
+    QUOTES = "quotes"
+    """The symbol's quotes inside the row's bar, sorted: an aggregate, one value."""
+    PUBLISHED = "published"
+    """The newest published value of another view's feature that was known shortly after the row's time."""
+    ROW = "row"
+    """The row alone: columns of its bar, newest released values, figures of the last filings, position, session clock, `components`."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +60,11 @@ class Feature:
         return tuple(str(self.parameters.get(name, name)) for name in self.indicator.inputs)
 
     @property
+    def components(self) -> "tuple[Feature, ...]":
+        """Features of other grains that the expression reads as columns, computed first and not served."""
+        return self.indicator.components(**self.parameters)
+
+    @property
     def formula(self) -> str:
         """The indicator's formula, and the parameters."""
         given = ", ".join(f"{name}={value}" for name, value in self.parameters.items())
@@ -58,6 +87,9 @@ class Indicator:
     `price_exponent` p and `volume_exponent` q: multiplying all prices (volumes) by k multiplies the value by k**p (k**q). They decide
     how the anchored adjustment is undone (value / F(t)**p) and are proven by the metamorphic tests. `price_exponent` refers to adjusted
     prices only: an indicator of raw columns has `adjusted=False` and is not rescaled.
+
+    `grain` says what the expression is evaluated over; `components(**parameters)` are features of another grain whose values it reads as
+    columns of their names.
     """
 
     name: str
@@ -73,10 +105,27 @@ class Indicator:
     price_exponent: int
     volume_exponent: int
     adjusted: bool
+    grain: Grain = Grain.BARS
+    components: Callable[..., tuple[Feature, ...]] = lambda **_: ()
 
     def feature(self, name: str | None = None, **parameters: Parameter) -> Feature:
         """This indicator with its parameters, served as `name` (default: the indicator's own name)."""
         return Feature(name or self.name, self, parameters)
+
+
+def published(view: str, feature: Feature) -> Feature:
+    """`view:feature` as a column of another view: the published value, not a second computation. It is called `view__feature`."""
+    name = f"{view}__{feature.name}"
+    copied = replace(
+        feature.indicator,
+        expression=lambda **_: pl.col(name),
+        inputs=(name,),
+        grain=Grain.PUBLISHED,
+        components=lambda **_: (),
+        first=lambda **_: 0,
+        convergence=lambda **_: 0,
+    )
+    return Feature(name, copied, feature.parameters)
 
 
 def indicator(
@@ -92,6 +141,8 @@ def indicator(
     price_exponent: int = 0,
     volume_exponent: int = 0,
     adjusted: bool = True,
+    grain: Grain = Grain.BARS,
+    components: Callable[..., tuple[Feature, ...]] = lambda **_: (),
 ) -> Callable[[Callable[..., pl.Expr]], Indicator]:
     """Declare the decorated expression builder as an indicator named like the function.
 
@@ -123,6 +174,8 @@ def indicator(
             price_exponent=price_exponent,
             volume_exponent=volume_exponent,
             adjusted=adjusted,
+            grain=grain,
+            components=components,
         )
 
     return declare

@@ -23,8 +23,12 @@ def mart(name: str) -> dg.AssetKey:
 
 
 def stream(view: FeatureView, part: Stream) -> dg.AssetKey:
-    """Asset of a stream: the view's name, with the stream's where the view has several. One part: the graph shows the last one only."""
-    return dg.AssetKey(view.name if len(view.streams) == 1 else f"{view.name}_{part.name}")
+    """Asset of a stream: the view's name, the stream's where the view has several, and the version of a superseded view.
+
+    One part: the graph shows the last one only.
+    """
+    parts = [view.name, *([part.name] if len(view.streams) > 1 else []), *([f"v{view.version}"] if view.is_superseded else [])]
+    return dg.AssetKey("_".join(parts))
 
 
 def online(view: FeatureView) -> dg.AssetKey:

@@ -8,6 +8,7 @@ import dagster as dg
 import polars as pl
 
 from featurestore_dagster.calendars import calendar
+from featurestore_dagster.features.universe import instruments
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.model.time import Clock
@@ -20,10 +21,10 @@ EXCLUSIONS_BEYOND = timedelta(days=2 * 365)
 
 
 def first_session(catalogue: Catalogue, calendar_name: str) -> date:
-    """First session for which any dataset of this calendar lists a symbol with bars."""
+    """First session for which any dataset of this calendar lists a symbol with bars; where no source does, its market's first session."""
     datasets = [dataset for dataset in catalogue.datasets if dataset.calendar == calendar_name and dataset.bars]
     firsts = [listing.first for dataset in datasets for listing in catalogue.listings(dataset).values()]
-    earliest = min(firsts)
+    earliest = min(firsts or [found.first for dataset in datasets for found in instruments(dataset.market)])
     sessions: list[date] = calendar(calendar_name).sessions(earliest, earliest + timedelta(days=10))["session"].to_list()
     return sessions[0]
 

@@ -54,7 +54,7 @@ class Platform:
 
         A wrong mapping or a bad file is a problem to show, not a reason to stop what the other sources deliver.
         """
-        if dataset not in FILES.datasets:
+        if dataset not in FILES.datasets or FILES.name not in self.settings.source_names:
             return []
         try:
             taken = files.take(dataset, self.settings.drop, self.clock)
@@ -71,5 +71,5 @@ class Platform:
             self.store,
             self.ledger,
             self.clock,
-            lambda dataset, start, end: fetch(dataset, start, end, drop_folder=self.settings.drop, clock=self.clock),
+            lambda dataset, start, end: fetch(dataset, start, end, settings=self.settings, clock=self.clock),
         )

@@ -1,4 +1,4 @@
-"""What the UI shows of an asset: column schema, column lineage, plots and tables of failed checks. No computation of features."""
+"""What the UI shows of an asset: column schema, plots, tables of features and of failed checks. Column lineage is in `lineage`."""
 
 import base64
 import json
@@ -12,13 +12,14 @@ import polars as pl
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.model.raw_table import Dataset
-from featurestore_dagster.orchestration import asset_keys
 from featurestore_dagster.pipeline.audit import PartitionAudit
+from featurestore_dagster.projections.data_dictionary import FEATURE_COLUMNS, feature_row
 from featurestore_dagster.projections.postgres_table import PostgresTable
 
 PLOT_WIDTH, PLOT_HEIGHT, PLOT_MARGIN = 520, 120, 6
 PLOT_COLOURS = ("#4f43dd", "#00a3a3", "#d97706", "#b91c1c", "#15803d", "#7c3aed", "#0369a1")
 PLOT_POINTS = 260
+HISTOGRAMS, HISTOGRAM_BARS, HISTOGRAM_WIDTH, HISTOGRAM_HEIGHT = 40, 24, 168, 32
 
 
 def table_schema(table: PostgresTable) -> dg.TableSchema:
@@ -28,39 +29,6 @@ def table_schema(table: PostgresTable) -> dg.TableSchema:
             dg.TableColumn(column.name, column.type, column.comment, dg.TableColumnConstraints(nullable=column.nullable))
             for column in table.columns
         ]
-    )
-
-
-def column_lineage(view: FeatureView, stream: Stream) -> dg.TableColumnLineage:
-    """Feature -> raw columns that its indicator reads; an adjusted price also reads the corporate actions."""
-    spine = stream.inputs[0]
-    actions = [dataset for dataset in stream.inputs[1:] if dataset.table.name == "corporate_actions"]
-    raw_columns = {column.name for column in spine.table.columns}
-
-    def sources(name: str, *, adjusted: bool) -> list[dg.TableColumnDep]:
-        column = name.removeprefix("raw_")
-        found = []
-        if name == "adjustment_factor" or (adjusted and column in raw_columns):
-            found += [dg.TableColumnDep(asset_keys.raw(dataset), part) for dataset in actions for part in ("ratio", "cash_amount")]
-        if column in raw_columns:
-            found.append(dg.TableColumnDep(asset_keys.raw(spine), column))
-        elif name.startswith("spy_"):
-            found.append(dg.TableColumnDep(asset_keys.raw(spine), "close"))
-        elif view.mart is not None:
-            found.append(dg.TableColumnDep(asset_keys.mart(view.mart), "value"))
-        return found
-
-    return dg.TableColumnLineage(
-        {
-            feature.name: list(
-                dict.fromkeys(
-                    dep
-                    for name in feature.input_columns
-                    for dep in sources(name, adjusted=feature.indicator.adjusted and not name.startswith("raw_"))
-                )
-            )
-            for feature in view.features
-        }
     )
 
 
@@ -110,11 +78,7 @@ def plot(rows: pl.DataFrame, column: str, by: str, title: str) -> dg.MarkdownMet
         f"{escape(str(name))}</text>"
         for number, (colour, name) in enumerate(zip(PLOT_COLOURS, names, strict=False))
     )
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{PLOT_WIDTH}" height="{PLOT_HEIGHT + 20}" role="img">'
-        f"<title>{escape(title)}</title>{''.join(lines)}{legend}</svg>"
-    )
-    return dg.MetadataValue.md(f"![{title}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})")
+    return dg.MetadataValue.md(_image(PLOT_WIDTH, PLOT_HEIGHT + 20, title, "".join(lines) + legend))
 
 
 def _points(values: Sequence[float]) -> str:
@@ -130,18 +94,60 @@ def _points(values: Sequence[float]) -> str:
 
 
 def describe_view(view: FeatureView, stream: Stream) -> str:
-    """Markdown for the asset's page: what it is, its promises and its features."""
-    lines = [
-        f"{view.description} ({stream.market}, {stream.timeframe}).",
-        "",
-        f"SLO: served {view.slo.max_lag} after due. TTL {view.ttl} of open-market time. Calendar {stream.calendar}.",
-        f"Feature set version {view.version}.",
-        "",
-        "| feature | unit | formula |",
-        "|---|---|---|",
-    ]
-    lines += [f"| {feature.name} | {feature.indicator.unit} | {feature.formula.replace('|', '/')} |" for feature in view.features]
-    return "\n".join(lines)
+    """One line for the asset; what its features are is in `features_table`."""
+    superseded = f", version {view.version}, superseded" if view.is_superseded else ""
+    return f"{view.description} ({stream.market}, {stream.timeframe}{superseded})"
+
+
+def features_table(view: FeatureView) -> dg.TableMetadataValue:
+    """A line for each feature: unit, range, grain, formula."""
+    columns = ("feature", "unit", "range", "grain", "formula")
+    rows = [dict(zip(FEATURE_COLUMNS, feature_row(feature), strict=True)) for feature in view.features]
+    return dg.MetadataValue.table(
+        [dg.TableRecord({name: row[name] for name in columns}) for row in rows],
+        schema=dg.TableSchema([dg.TableColumn(name, "text") for name in columns]),
+    )
+
+
+def distributions(rows: pl.DataFrame, view: FeatureView) -> dg.MarkdownMetadataValue:
+    """A histogram of each feature's values with their least, median and greatest one and the share of NULLs.
+
+    Bounded whatever the view: 24 bars a feature, 40 features; each is an inline SVG image.
+
+    Args:
+        rows: Columns of the view's features; any number of rows.
+        view: Declares order and units.
+    """
+    lines = ["| feature | distribution | least | median | greatest | unit | NULL |", "|---|---|---|---|---|---|---|"]
+    for feature in view.features[:HISTOGRAMS]:
+        values = rows[feature.name].drop_nulls().cast(pl.Float64)
+        nulls = f"{rows[feature.name].null_count() / rows.height:.0%}" if rows.height else "-"
+        figures = [f"{value:.4g}" if isinstance(value, float) else "-" for value in (values.min(), values.median(), values.max())]
+        lines.append(
+            f"| {feature.name} | {_histogram(values, feature.name)} | {' | '.join(figures)} | {feature.indicator.unit} | {nulls} |"
+        )
+    if len(view.features) > HISTOGRAMS:
+        lines.append(f"\n{len(view.features) - HISTOGRAMS} more features are not drawn.")
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def _histogram(values: pl.Series, name: str) -> str:
+    if values.is_empty():
+        return ""
+    counts = values.hist(bin_count=HISTOGRAM_BARS)["count"].to_list() if values.n_unique() > 1 else [values.len()]
+    width = HISTOGRAM_WIDTH / len(counts)
+    steps = "".join(
+        f"V{HISTOGRAM_HEIGHT * (1 - count / max(counts)):.0f}H{width * (number + 1):.0f}" for number, count in enumerate(counts)
+    )
+    path = f"M0 {HISTOGRAM_HEIGHT}{steps}V{HISTOGRAM_HEIGHT}Z"
+    return _image(HISTOGRAM_WIDTH, HISTOGRAM_HEIGHT, f"distribution of {name}", f'<path fill="{PLOT_COLOURS[0]}" d="{path}"/>')
+
+
+def _image(width: int, height: int, title: str, drawing: str) -> str:
+    """Markdown of an inline SVG image with an alternative text."""
+    size = f'width="{width}" height="{height}"'
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img"><title>{escape(title)}</title>{drawing}</svg>'
+    return f"![{title}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
 
 
 def describe_dataset(dataset: Dataset, sources: Mapping[str, str]) -> str:

@@ -17,7 +17,7 @@ from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS, Dataset
 from featurestore_dagster.orchestration import asset_keys
-from featurestore_dagster.orchestration.jobs import path_name
+from featurestore_dagster.orchestration.jobs import path_of
 from featurestore_dagster.orchestration.partitions import first_session
 from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.serving.slo_state import StreamState, stream_state
@@ -36,10 +36,12 @@ def _freshness_check(view: FeatureView, stream: Stream) -> dg.AssetChecksDefinit
     @dg.asset_check(
         asset=asset_keys.stream(view, stream),
         name=asset_keys.DATA_FRESHNESS,
-        description=f"The newest row is at most {view.slo.max_lag} after it was due by calendar {stream.calendar}",
+        description=f"The newest row is at most {view.slo_of(stream).max_lag} after it was due by calendar {stream.calendar}",
     )
     def data_freshness(platform: dg.ResourceParam[Platform]) -> dg.AssetCheckResult:
         state = stream_state(platform.catalogue, platform.store, view, stream, platform.clock.now())
+        if not platform.catalogue.is_fed(stream):
+            return dg.AssetCheckResult(passed=True, metadata={"state": "no source is switched on for it"})
         return dg.AssetCheckResult(passed=not state.freshness.state.overdue, metadata=_freshness_metadata(state, platform))
 
     return data_freshness
@@ -78,7 +80,7 @@ def build_freshness_sensor(catalogue: Catalogue) -> dg.SensorDefinition:
         states: dict[str, str] = {}
         events = []
         for view in catalogue.views:
-            for stream in view.streams:
+            for stream in filter(catalogue.is_fed, view.streams):
                 key = asset_keys.stream(view, stream)
                 state = stream_state(catalogue, platform.store, view, stream, platform.clock.now())
                 name = key.to_user_string()
@@ -114,14 +116,14 @@ def build_file_sensor(catalogue: Catalogue, jobs: Mapping[str, UnresolvedAssetJo
 
     Args:
         catalogue: Says which datasets may be dropped.
-        jobs: Path job of each calendar.
+        jobs: Path jobs by name.
     """
     datasets = [dataset for dataset in FILES.datasets if dataset in catalogue.datasets]
 
     @dg.sensor(
         name="file_drop_sensor",
         minimum_interval_seconds=FILES_SECONDS,
-        jobs=[jobs[name] for name in dict.fromkeys(dataset.calendar for dataset in datasets)],
+        jobs=list({path.name: jobs[path.name] for path in (path_of(catalogue, dataset) for dataset in datasets)}.values()),
         description="Takes CSV and Parquet files from the drop folder and runs the sessions they cover",
     )
     def file_drop_sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
@@ -135,7 +137,8 @@ def build_file_sensor(catalogue: Catalogue, jobs: Mapping[str, UnresolvedAssetJo
             landed = files.landed(dataset, platform.settings.drop, after_sequence=requested.get(dataset.name, 0))
             # A file of later sessions than now is fetched by the runs of those sessions.
             earliest = first_session(catalogue, dataset.calendar)
-            requests += [_request(dataset, file, earliest, now) for file in landed if file.first_event <= now]
+            job = path_of(catalogue, dataset).name
+            requests += [_request(dataset, job, file, earliest, now) for file in landed if file.first_event <= now]
             if landed:
                 requested[dataset.name] = landed[-1].sequence
         for problem in problems:
@@ -146,7 +149,7 @@ def build_file_sensor(catalogue: Catalogue, jobs: Mapping[str, UnresolvedAssetJo
     return file_drop_sensor
 
 
-def _request(dataset: Dataset, file: files.LandedFile, earliest: date, now: datetime) -> dg.RunRequest:
+def _request(dataset: Dataset, job_name: str, file: files.LandedFile, earliest: date, now: datetime) -> dg.RunRequest:
     """A run of the file's sessions; rows before the first listing are in no partition, and stay in the landed file."""
     sessions = _sessions(dataset.calendar, file.first_event, min(file.last_event, now))
     first, last = (max(session, earliest).isoformat() for session in sessions)
@@ -154,7 +157,7 @@ def _request(dataset: Dataset, file: files.LandedFile, earliest: date, now: date
     span = {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last} if spans else {}
     return dg.RunRequest(
         run_key=f"{dataset.name}:{file.sequence}",
-        job_name=path_name(dataset.calendar),
+        job_name=job_name,
         partition_key=None if spans else first,
         tags={"file": file.name, **span},
     )

@@ -3,12 +3,18 @@
 Which bars are refused does not belong here (see `market_checks`), nor do features.
 """
 
+from collections.abc import Iterable
+from datetime import datetime
+
 import numpy as np
 import polars as pl
 
 from featurestore_dagster.calendars import calendar
+from featurestore_dagster.calendars.exchange_hours import ALWAYS_OPEN
 from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.model.raw_table import Dataset
+from featurestore_dagster.model.source import Listing
+from featurestore_dagster.pipeline.expectations import missing_bars
 
 PRICES = ("open", "high", "low", "close")
 OUTLIER_WINDOW = 60
@@ -16,6 +22,11 @@ OUTLIER_DEVIATIONS = 10
 MAD_TO_SIGMA = 1.4826
 TICK = 0.01
 TICK_FOREIGN_EXCHANGE = 1e-5
+REVERTED_SHARE = 0.9
+"""An outlier of which the next bar takes back this much was no price: see `reverted_outliers`."""
+
+Booleans = np.ndarray[tuple[int], np.dtype[np.bool_]]
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 def adjusted_bars(candles: pl.DataFrame, actions: pl.DataFrame) -> pl.DataFrame:
@@ -25,7 +36,7 @@ def adjusted_bars(candles: pl.DataFrame, actions: pl.DataFrame) -> pl.DataFrame:
     1/(1 - D/previous close). Indicators run on raw*F and divide by F(t), so a later action never changes an old value.
 
     Args:
-        candles: Rows of a candle dataset, one per symbol and bar end.
+        candles: Rows of a candle dataset, one per symbol and bar end. Those that carry OUTLIER were taken back and are left out.
         actions: Columns symbol, event_timestamp (ex-date open), known_at, ratio, cash_amount, previous_close (raw); any order.
 
     Returns:
@@ -51,7 +62,8 @@ def adjusted_bars(candles: pl.DataFrame, actions: pl.DataFrame) -> pl.DataFrame:
     )
     factor, split = pl.col("adjustment_factor"), pl.col("split_factor")
     return (
-        candles.sort("event_timestamp")
+        not_taken_back(candles)
+        .sort("event_timestamp")
         .join_asof(factors, on="event_timestamp", by="symbol", strategy="backward", check_sortedness=False)
         .with_columns(factor.fill_null(1.0), split.fill_null(1.0))
         .sort("symbol", "event_timestamp")
@@ -65,19 +77,19 @@ def adjusted_bars(candles: pl.DataFrame, actions: pl.DataFrame) -> pl.DataFrame:
 
 
 def flag_bars(bars: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
-    """`bars` with ZERO_VOLUME, CORP_ACTION, GAP_BEFORE and OUTLIER set in `flags` where they hold.
+    """`bars` with ZERO_VOLUME, CORP_ACTION, GAP_BEFORE and OUTLIER set in `flags` where they hold, and `sessions_per_year` Float64.
 
     GAP_BEFORE: the calendar expects at least one bar between this one and the symbol's previous one.
     """
     market = calendar(dataset.calendar)
+    bars = bars.with_columns(pl.lit(365.0 if dataset.calendar == ALWAYS_OPEN else 252.0).alias("sessions_per_year"))
     changed = pl.col("adjustment_factor") != pl.col("adjustment_factor").shift(1).over("symbol")
     if bars.is_empty():
         return bars
     low, high = bars["event_timestamp"].min(), bars["event_timestamp"].max()
     expected = market.bar_ends(dataset.timeframe, low, high)  # type: ignore[arg-type]
     grid = pl.DataFrame({"event_timestamp": expected}).with_row_index("grid_number").with_columns(pl.col("grid_number").cast(pl.Int64))
-    tick = TICK_FOREIGN_EXCHANGE if dataset.market == "fx" else TICK
-    outliers = pl.Series("outlier", _outliers(bars, tick))
+    outliers = pl.Series("outlier", _outliers(bars, _tick(dataset)))
     return (
         bars.with_columns(outliers)
         .join(grid, on="event_timestamp", how="left", maintain_order="left")
@@ -92,7 +104,69 @@ def flag_bars(bars: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
     )
 
 
-def _outliers(bars: pl.DataFrame, tick: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def with_missing_bars(
+    rows: pl.DataFrame, dataset: Dataset, listings: Iterable[Listing], start: datetime, end: datetime, now: datetime
+) -> pl.DataFrame:
+    """`rows` and one more for each bar that is due and absent: MISSING_OHLCV, known from the end of its grace on, everything else NULL.
+
+    Windows count existing bars, so this comes after whatever is computed over bars.
+
+    Args:
+        rows: One per symbol and bar end, columns symbol, timeframe, event_timestamp, known_at, flags and any others, over all of the range.
+        dataset: Whose bars they are.
+        listings: Symbols that the dataset owes.
+        start: Bars with start < bar end <= end are looked for.
+        end: See `start`.
+        now: Bars whose grace ends later are not missing yet.
+
+    Returns:
+        The columns of `rows`, sorted by symbol and event time.
+    """
+    absent = missing_bars(rows, dataset, listings, start, end, now).select(
+        "symbol",
+        pl.lit(dataset.timeframe.value).alias("timeframe"),
+        "event_timestamp",
+        "known_at",
+        pl.lit(QualityFlag.MISSING_OHLCV.value, pl.Int64).alias("flags"),
+    )
+    return pl.concat([rows, absent], how="diagonal").sort("symbol", "event_timestamp")
+
+
+def not_taken_back(candles: pl.DataFrame) -> pl.DataFrame:
+    """Rows of a candle dataset without the newest versions that took an outlier back: stored OUTLIER says that it was no price."""
+    return candles.filter(pl.col("flags") & QualityFlag.OUTLIER.value == 0)
+
+
+def reverting() -> pl.Expr:
+    """Whether the next bar of the symbol takes the bar's log return back, to within a tenth; columns symbol and close, sorted by time."""
+    log_return = pl.col("close").log().diff().over("symbol")
+    back = log_return.shift(-1).over("symbol")
+    return ((log_return + back).abs() <= (1 - REVERTED_SHARE) * log_return.abs()) & (log_return != 0)
+
+
+def reverted_outliers(series: pl.DataFrame, dataset: Dataset) -> pl.Series:
+    """Whether each bar is an outlier (see `flag_bars`) that the next one reverts by 90 % or more.
+
+    Args:
+        series: Traded bars sorted by symbol and event time: symbol, close; a bar needs 61 before it and one after it.
+        dataset: Whose bars they are.
+    """
+    tick = _tick(dataset)
+    marked = series.select(
+        (reverting() & (pl.int_range(pl.len()).over("symbol") > OUTLIER_WINDOW)).fill_null(value=False).alias("candidate"), "close"
+    )
+    result = marked["candidate"].to_numpy().copy()
+    rows, close = np.flatnonzero(result), marked["close"].to_numpy()
+    before = rows[:, None] - np.arange(1, OUTLIER_WINDOW + 1)
+    result[rows] = _deviates(np.log(close[before] / close[before - 1]), np.log(close[rows] / close[rows - 1]), 2 * tick / close[rows])
+    return pl.Series("reverted", result)
+
+
+def _tick(dataset: Dataset) -> float:
+    return TICK_FOREIGN_EXCHANGE if dataset.market == "fx" else TICK
+
+
+def _outliers(bars: pl.DataFrame, tick: float) -> Booleans:
     """Whether each bar's log return lies further than ten robust deviations from the median of the 60 before it."""
     result = np.zeros(bars.height, dtype=bool)
     for _, indices in bars.with_row_index("row").group_by("symbol").agg("row").iter_rows():
@@ -104,9 +178,12 @@ def _outliers(bars: pl.DataFrame, tick: float) -> np.ndarray[tuple[int], np.dtyp
         with np.errstate(invalid="ignore", divide="ignore"):
             returns = np.log(close[1:] / close[:-1])
         windows = np.lib.stride_tricks.sliding_window_view(returns[:-1], OUTLIER_WINDOW)
-        median = np.median(windows, axis=1)
-        deviation = np.median(np.abs(windows - median[:, None]), axis=1)
-        floor = 2 * tick / raw_close[OUTLIER_WINDOW + 1 :]
-        distance = np.abs(returns[OUTLIER_WINDOW:] - median)
-        result[rows[OUTLIER_WINDOW + 1 :]] = distance > OUTLIER_DEVIATIONS * np.maximum(MAD_TO_SIGMA * deviation, floor)
+        result[rows[OUTLIER_WINDOW + 1 :]] = _deviates(windows, returns[OUTLIER_WINDOW:], 2 * tick / raw_close[OUTLIER_WINDOW + 1 :])
     return result
+
+
+def _deviates(windows: Floats, returns: Floats, floor: Floats) -> Booleans:
+    """Whether each return lies further from its window's median than ten robust deviations of the window, or ten times the floor."""
+    median = np.median(windows, axis=1)
+    deviation = np.median(np.abs(windows - median[:, None]), axis=1)
+    return np.asarray(np.abs(returns - median) > OUTLIER_DEVIATIONS * np.maximum(MAD_TO_SIGMA * deviation, floor))

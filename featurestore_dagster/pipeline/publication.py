@@ -6,34 +6,28 @@ most one chunk, and the same inputs give the same bits in any order. Dagster doe
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
-from itertools import groupby, pairwise
+from datetime import date, datetime
+from itertools import groupby
 
 import polars as pl
 
 from featurestore_dagster.calendars import MarketCalendar, calendar
-from featurestore_dagster.errors import ConfigurationError, RefusedError, UnknownPartitionError
-from featurestore_dagster.features.macro_series import BENCHMARKS, series_of
+from featurestore_dagster.errors import RefusedError, UnknownPartitionError
 from featurestore_dagster.features.raw_tables import CORPORATE_ACTIONS
+from featurestore_dagster.features.universe import listings_of
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS, Dataset
-from featurestore_dagster.model.time import Clock, Timeframe
+from featurestore_dagster.model.time import Clock
 from featurestore_dagster.pipeline.audit import Audit, PartitionAudit, audit_dataset, audit_stream
-from featurestore_dagster.pipeline.bars import adjusted_bars, flag_bars
-from featurestore_dagster.pipeline.compute import compute_bars, compute_snapshots
+from featurestore_dagster.pipeline.batch_checks import epoch_complaints
+from featurestore_dagster.pipeline.inputs import Inputs, bars_before
 from featurestore_dagster.pipeline.market_checks import SPLIT_LIKE
-from featurestore_dagster.projections.postgres_table import feature_schema
 from featurestore_dagster.projections.relation import Relation, dataset_relation, stream_relation
 from featurestore_dagster.stores.postgres import Ledger, PostgresStore, Publication
 
-SPARE_BARS = 10
-"""History read beyond the look-back, so that a symbol with a few missing bars still has its windows."""
-
-CHECK_CONTEXT_BARS = 25
-"""Published bars before a chunk that the checks which look back may see."""
-
-BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)
+CHECK_CONTEXT_BARS = 65
+"""Published bars before a chunk that the checks which look back may see at least: an outlier is judged by the 61 before it."""
 
 Fetch = Callable[[Dataset, datetime, datetime], pl.DataFrame]
 
@@ -68,6 +62,11 @@ class Pipeline:
     clock: Clock
     fetch: Fetch
 
+    @property
+    def inputs(self) -> Inputs:
+        """What streams are computed from."""
+        return Inputs(self.catalogue, self.store, self.ledger, self.clock)
+
     def ingest(self, dataset: Dataset, partitions: Sequence[str], run_id: str = "") -> Iterator[PartitionOutcome]:
         """Fetch, audit and publish partitions of a dataset, in calendar order; outcomes appear chunk by chunk.
 
@@ -79,7 +78,8 @@ class Pipeline:
         for chunk in self._chunks(relation, partitions):
             start, end = self._range(relation, chunk)
             rows = self.fetch(dataset, start, end)
-            if rows.schema.get("event_timestamp") == UTC_MICROSECONDS and not rows["event_timestamp"].null_count():
+            timed = rows.schema.get("event_timestamp") == UTC_MICROSECONDS and not rows["event_timestamp"].null_count()
+            if timed and not epoch_complaints(dataset, rows, self.clock.now()):
                 rows = rows.filter(calendar(dataset.calendar).session_of(rows["event_timestamp"]).cast(pl.String).is_in(chunk))
             yield from self._publish(relation, self._audit_dataset(dataset, rows, chunk, start, end), chunk, {}, run_id)
 
@@ -95,8 +95,8 @@ class Pipeline:
         blocked = {key for _, key in self.ledger.blocked(relation.name)}
         nothing = pl.DataFrame(schema=relation.frame_schema)
         for chunk in self._chunks(relation, partitions):
-            history = self._history_start(view, stream, self._range(relation, chunk)[0])
-            inputs = self._inputs(view, stream, relation, chunk, history)
+            chunk_start, _ = self._range(relation, chunk)
+            inputs = self.inputs.publications(view, stream, relation.calendar, chunk, chunk_start)
             states = self.ledger.partitions(relation.name, chunk)
             changed = [
                 key
@@ -111,9 +111,9 @@ class Pipeline:
             if not changed:
                 continue
             start, end = self._range(relation, changed)
-            rows = self._compute(view, stream, history, start, end)
+            rows = self.inputs.compute(view, stream, start, end, chunk_start=chunk_start)
             keep = calendar(stream.calendar).session_of(rows["event_timestamp"]).cast(pl.String).is_in(changed)
-            listings = self.catalogue.listings(stream.inputs[0])
+            listings = listings_of(self.catalogue, view, stream)
             audit = audit_stream(view, stream, rows.filter(keep), changed, listings=listings, now=self.clock.now())
             yield from self._publish(relation, audit, changed, inputs, run_id)
 
@@ -197,101 +197,26 @@ class Pipeline:
         context = pl.DataFrame(schema=dataset.table.schema)
         actions = jumped = pl.DataFrame(schema=CORPORATE_ACTIONS.schema)
         if dataset.bars:
-            context = self._read(dataset, self._bars_before(dataset.calendar, dataset.timeframe, start, CHECK_CONTEXT_BARS), start)
-            actions = self._actions(dataset.market, end)
+            market = calendar(dataset.calendar)
+            session_before = market.session(market.previous_sessions(date.fromisoformat(chunk[0]), 1)).window_start
+            since = min(bars_before(dataset.calendar, dataset.timeframe, start, CHECK_CONTEXT_BARS), session_before)
+            spans = [(since, start), (end, market.next_bar_end(dataset.timeframe, end))]
+            context = pl.concat([self.inputs.read(dataset, *span) for span in spans])
+            actions = self.inputs.actions(dataset.market, end)
             jumped = self.ledger.first_refused(dataset_relation(dataset).name, SPLIT_LIKE, before=chunk[0])
-        listings, now = self.catalogue.listings(dataset), self.clock.now()
-        return audit_dataset(dataset, rows, chunk, context=context, actions=actions, jumped=jumped, listings=listings, now=now, whole=whole)
-
-    def _compute(self, view: FeatureView, stream: Stream, history: datetime, start: datetime, end: datetime) -> pl.DataFrame:
-        spine = stream.inputs[0]
-        if view.mart is None:
-            return compute_bars(view, stream, self._bars(spine, history, end), start, end)
-        now, observations = self.clock.now(), self._observations(view)
-        instants = calendar(stream.calendar).bar_ends(stream.timeframe, start, min(end, max(start, now)))
-        # A snapshot holds what was known at its time. Between two restatements each bar has one version, so one read serves all of them.
-        restated = [instant for instant in self.store.restatements(spine, BENCHMARKS, history, end) if instant <= now]
-        rows = [pl.DataFrame(schema=feature_schema(view))]
-        for since, until in pairwise([BEGINNING, *restated, None]):
-            snapshots = instants.filter((instants >= since) & ((instants < until) if until else True))
-            if snapshots.is_empty():
-                continue
-            bars = self._bars(spine, history, end, as_of=until - timedelta(microseconds=1) if until else now)
-            symbol = next((name for name in BENCHMARKS if name in set(bars["symbol"])), BENCHMARKS[0])
-            benchmark, is_substitute = bars.filter(pl.col("symbol") == symbol), symbol != BENCHMARKS[0]
-            rows.append(compute_snapshots(view, stream, snapshots, benchmark, observations, is_substitute=is_substitute))
-        return pl.concat(rows)
-
-    def _bars(self, dataset: Dataset, start: datetime, end: datetime, as_of: datetime | None = None) -> pl.DataFrame:
-        candles = self._read(dataset, start, end, as_of)
-        actions = self.store.previous_closes(dataset, self._actions(dataset.market, end, as_of))
-        return flag_bars(adjusted_bars(candles, actions), dataset)
-
-    def _observations(self, view: FeatureView) -> pl.DataFrame:
-        series = series_of(view)
-        mapping = pl.DataFrame(
-            [(item.series_id, item.column, item.maximum_age_days) for item in series],
-            schema={"series_id": pl.String, "column": pl.String, "maximum_age_days": pl.Int64},
-            orient="row",
+        return audit_dataset(
+            dataset,
+            rows,
+            chunk,
+            context=context,
+            actions=actions,
+            jumped=jumped,
+            listings=self.catalogue.listings(dataset),
+            now=self.clock.now(),
+            priority=[source.name for source in self.catalogue.sources if dataset in source.datasets],
+            null_history=self.ledger.null_shares(dataset_relation(dataset).name, chunk[0]),
+            whole=whole,
         )
-        return self._mart(view).join(mapping, on="series_id")
-
-    def _mart(self, view: FeatureView) -> pl.DataFrame:
-        columns = {
-            "series_id": pl.String(), "observation_date": pl.Date(), "event_timestamp": UTC_MICROSECONDS, "known_at": UTC_MICROSECONDS,
-            "value": pl.Float64(), "batch_id": pl.Int64(),
-        }  # fmt: skip
-        if view.mart is None:
-            raise ConfigurationError(f"view {view.name} reads no mart")
-        return self.store.read_mart(view.mart, columns)
-
-    def _actions(self, market: str, end: datetime, as_of: datetime | None = None) -> pl.DataFrame:
-        found = [d for d in self.catalogue.datasets if d.market == market and d.table == CORPORATE_ACTIONS]
-        if not found:
-            return pl.DataFrame(schema=CORPORATE_ACTIONS.schema)
-        return self._read(found[0], BEGINNING, end, as_of)
-
-    def _read(self, dataset: Dataset, start: datetime, end: datetime, as_of: datetime | None = None) -> pl.DataFrame:
-        priority = [source.name for source in self.catalogue.sources if dataset in source.datasets]
-        return self.store.read_raw(dataset, start, end, as_of=as_of, priority=priority)
-
-    def _history_start(self, view: FeatureView, stream: Stream, start: datetime) -> datetime:
-        spine = stream.inputs[0]
-        return self._bars_before(spine.calendar, spine.timeframe, spine.timeframe.anchor(start), view.look_back_bars + SPARE_BARS)
-
-    @staticmethod
-    def _bars_before(calendar_name: str, timeframe: Timeframe, instant: datetime, count: int) -> datetime:
-        market = calendar(calendar_name)
-        span = timeframe.duration * count * 2 + timedelta(days=10)
-        while (ends := market.bar_ends(timeframe, instant - span, instant)).len() < count:
-            if instant - span < BEGINNING + span:
-                return BEGINNING
-            span *= 2
-        return ends[-count] - timedelta(microseconds=1)  # type: ignore[no-any-return]
-
-    def _inputs(
-        self, view: FeatureView, stream: Stream, relation: Relation, chunk: Sequence[str], history: datetime
-    ) -> dict[str, dict[str, int]]:
-        """Per partition: newest publication of each input relation that its computation can see, and newest batch of the mart."""
-        market = calendar(relation.calendar)
-        ends = [market.session(date.fromisoformat(key)).window_end for key in chunk]
-        inputs: dict[str, dict[str, int]] = {key: {} for key in chunk}
-        for dataset in stream.inputs:
-            # The cumulative factor holds every action since the beginning, and the closes before each.
-            cumulative = dataset.table == CORPORATE_ACTIONS or any("adjustment_factor" in f.input_columns for f in view.features)
-            since = BEGINNING if cumulative else history
-            name = f"raw.{dataset.name}"
-            for key, newest in zip(chunk, self.ledger.newest_writes(name, since, ends), strict=True):
-                inputs[key][name] = newest
-        if view.mart is not None:
-            batches = self._mart(view).select(pl.max_horizontal("event_timestamp", "known_at").alias("usable"), "batch_id").sort("usable")
-            newest_batch = batches.with_columns(pl.col("batch_id").cum_max())
-            seen = pl.DataFrame({"end": ends}, schema={"end": UTC_MICROSECONDS}).join_asof(
-                newest_batch, left_on="end", right_on="usable", check_sortedness=False
-            )
-            for key, batch in zip(chunk, seen["batch_id"].fill_null(0), strict=True):
-                inputs[key][f"marts.{view.mart}"] = batch
-        return inputs
 
 
 def _is_session(market: MarketCalendar, key: str) -> bool:

@@ -1,15 +1,18 @@
-"""Declarations -> dbt: the sources that its models may read, and the contract of each mart that Python reads back.
+"""Declarations -> dbt: the sources and series that its models may read, and the contract of each mart that Python reads back.
 
 What the models compute belongs to `dbt_project`, running dbt to `orchestration.assets.dbt`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import polars as pl
 import yaml
 
 from featurestore_dagster.errors import DeclarationError
+from featurestore_dagster.features.macro_series import DAYS_BETWEEN_OBSERVATIONS, RELEASED_SERIES, ReleasedSeries
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS, Column, Dataset
 from featurestore_dagster.projections.postgres_table import postgres_type, raw_table
@@ -50,10 +53,12 @@ MACRO_SERIES_MART = Mart(
         Column("series_id", pl.String(), "series, named as FRED names it"),
         Column("observation_date", pl.Date(), "day, or first day of the month, that the value describes"),
         Column("event_timestamp", UTC_MICROSECONDS, "first instant at which the vintage was public"),
-        Column("known_at", UTC_MICROSECONDS, "when the vintage could first have been used here"),
+        Column("known_at", UTC_MICROSECONDS, "when the vintage could first have been used here: its arrival and the embargo of its series"),
         Column("value", pl.Float64(), "value in the unit of the series"),
         Column("vintage_number", pl.Int32(), "1 for the first print of the observation, then counting its revisions"),
         Column("is_first_print", pl.Boolean(), "whether the vintage is the observation's first"),
+        Column("embargo_seconds", pl.Int64(), "declared delay of the series, contained in known_at"),
+        Column("flags", pl.Int64(), "bitmask of quality flags of the vintage's raw row"),
         Column("batch_id", pl.Int64(), "batch of ops.publications that wrote the vintage's raw row"),
     ),
 )
@@ -63,8 +68,26 @@ MARTS = (MACRO_SERIES_MART,)
 
 def dbt_files(catalogue: Catalogue) -> dict[str, str]:
     """Text of every generated file of the dbt project, by its path relative to the repository."""
-    files = {"dbt_project/models/staging/sources.yml": _sources(catalogue.datasets)}
+    files = {
+        "dbt_project/models/staging/sources.yml": _sources(catalogue.datasets),
+        "dbt_project/macros/macro_series_catalogue.sql": series_catalogue(RELEASED_SERIES.values()),
+    }
     return files | {f"dbt_project/models/marts/{mart.name}.yml": _contract(mart) for mart in MARTS}
+
+
+def series_catalogue(declared: Iterable[ReleasedSeries]) -> str:
+    """A macro that is a relation of the series: unit, plausible range, embargo, and the days between their observations."""
+    rows = ",\n".join(
+        f"        ('{series.series_id}', '{series.unit}', {series.lowest}::double precision, {series.highest}::double precision,"
+        f" {series.embargo // timedelta(seconds=1)}::bigint, {least}::double precision, {most}::double precision)"
+        for series in declared
+        for least, most in (DAYS_BETWEEN_OBSERVATIONS[series.frequency],)
+    )
+    columns = "series_id, unit, minimum, maximum, embargo_seconds, least_days, greatest_days"
+    return (
+        f"{{#- {_HEADER[2:].strip()} -#}}\n{{% macro macro_series_catalogue() -%}}\n"
+        f"    (\n        values\n{rows}\n    ) as catalogue ({columns})\n{{%- endmacro %}}\n"
+    )
 
 
 def _sources(datasets: tuple[Dataset, ...]) -> str:

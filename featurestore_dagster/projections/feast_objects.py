@@ -23,6 +23,7 @@ def feast_objects(catalogue: Catalogue) -> dict[str, Any]:
     from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source import PostgreSQLSource
     from feast.types import Float64, Int64, String
 
+    declared = [view for view in catalogue.views if not view.is_superseded]
     feast_types = {pl.String(): String, pl.Float64(): Float64, pl.Int64(): Int64}
     entities = {
         entity.name: feast.Entity(
@@ -39,7 +40,7 @@ def feast_objects(catalogue: Catalogue) -> dict[str, Any]:
             description=f"Published rows of {view.name}, all versions",
             owner=view.owner,
         )
-        for view in catalogue.views
+        for view in declared
     }
     views = {
         view.name: feast.FeatureView(
@@ -60,11 +61,11 @@ def feast_objects(catalogue: Catalogue) -> dict[str, Any]:
             ],
             source=sources[view.name],
             ttl=view.feast_ttl,
-            online=True,
+            online=view.online,
             owner=view.owner,
             tags={"group": view.group, "feature_set_version": str(view.version), "streams": ",".join(s.name for s in view.streams)},
         )
-        for view in catalogue.views
+        for view in declared
     }
     services = {
         service.name: feast.FeatureService(
@@ -73,6 +74,7 @@ def feast_objects(catalogue: Catalogue) -> dict[str, Any]:
             features=[views[view][names] for view, names in _selection(service).items()],
         )
         for service in catalogue.services
+        if not any(view.is_superseded for view in service.views)
     }
     families: dict[str, dict[str, Any]] = {"entity": entities, "source": sources, "view": views, "service": services}
     return {f"{family}_{name}": item for family, items in families.items() for name, item in items.items()}

@@ -90,20 +90,23 @@ def raw_table(table: RawTable) -> PostgresTable:
     )
 
 
-def feature_table(view: FeatureView) -> PostgresTable:
-    """Table of schema `features` for a view."""
+def feature_table(view: FeatureView, *others: FeatureView) -> PostgresTable:
+    """Table of schema `features` for a view; `others` are its other versions, whose columns it holds too."""
     comments = {
         **{entity.join_key: entity.description for entity in view.entities},
         **BOOKKEEPING,
-        **{feature.name: f"{feature.formula}; {feature.indicator.unit}" for feature in view.features},
+        **{feature.name: f"{feature.formula}; {feature.indicator.unit}" for part in (*others, view) for feature in part.features},
     }
+    schema = feature_schema(view)
+    schema |= {name: dtype for other in others for name, dtype in feature_schema(other).items() if name not in schema}
+    features = {name for part in (view, *others) for name in part.feature_names}
     return PostgresTable(
         "features",
         view.name,
         (
             *(
-                PostgresColumn(name, postgres_type(dtype), nullable=name in view.feature_names, comment=comments[name])
-                for name, dtype in feature_schema(view).items()
+                PostgresColumn(name, postgres_type(dtype), nullable=name in features, comment=comments[name])
+                for name, dtype in schema.items()
             ),
             PostgresColumn("batch_id", "bigint", comment="batch of ops.publications that wrote the row"),
         ),
@@ -169,6 +172,7 @@ OPS_TABLES = (
         PostgresColumn("outcome", "text", comment="published, unchanged or blocked"),
         PostgresColumn("checks", "jsonb", comment="failed checks with counts and examples"),
         PostgresColumn("flags", "jsonb", comment="rows by quality flag"),
+        PostgresColumn("null_shares", "jsonb", nullable=True, comment="NULL share by column of a dataset's published rows"),
         PostgresColumn("run_id", "text"),
         PostgresColumn("logged_at", _INSTANT),
         indexes=(("relation", "partition_key", "quality_log_id"),),
@@ -177,5 +181,8 @@ OPS_TABLES = (
 
 
 def tables(catalogue: Catalogue) -> tuple[PostgresTable, ...]:
-    """Every table that the catalogue needs."""
-    return (*map(raw_table, catalogue.raw_tables), *map(feature_table, catalogue.views), *OPS_TABLES)
+    """Every table that the catalogue needs; all versions of a view share one."""
+    versions: dict[str, list[FeatureView]] = {}
+    for view in sorted(catalogue.views, key=lambda view: view.is_superseded):
+        versions.setdefault(view.name, []).append(view)
+    return (*map(raw_table, catalogue.raw_tables), *(feature_table(*found) for found in versions.values()), *OPS_TABLES)

@@ -62,10 +62,10 @@ def dataset_relation(dataset: Dataset) -> Relation:
 
 
 def stream_relation(view: FeatureView, stream: Stream) -> Relation:
-    """Relation `features.<view>.<stream>`; its code version changes when a feature, a formula or a parameter does."""
+    """Relation `features.<view>.<stream>` (`<view>@<version>` when superseded); its code version changes with a feature or a formula."""
     declared = [(feature.name, feature.formula, view.version) for feature in view.features]
     return Relation(
-        name=f"features.{view.name}.{stream.name}",
+        name=f"features.{view.label}.{stream.name}",
         schema="features",
         table=view.name,
         scope_column="stream",

@@ -83,7 +83,7 @@ class Freshness:
 def expectation(view: FeatureView, stream: Stream) -> Expectation:
     """What `stream` of `view` owes: a value needs its slowest input, so the latency is the greatest of theirs (a dbt mart has none)."""
     latency = max((dataset.latency for dataset in stream.inputs), default=timedelta(0))
-    return Expectation(calendar(stream.calendar), stream.timeframe, latency, view.slo.max_lag, view.ttl)
+    return Expectation(calendar(stream.calendar), stream.timeframe, latency, view.slo_of(stream).max_lag, view.ttl_of(stream))
 
 
 def freshness(view: FeatureView, stream: Stream, watermark: datetime | None, now: datetime) -> Freshness:

@@ -16,7 +16,7 @@ import polars as pl
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.errors import MalformedDataError
 from featurestore_dagster.model.catalogue import Catalogue
-from featurestore_dagster.model.feature_view import FeatureView
+from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.model.indicator import Feature
 from featurestore_dagster.model.time import Clock
@@ -108,7 +108,7 @@ class OnlineReader:
         """Newest visible values of each entity row, in one round trip.
 
         Args:
-            features: Name of a feature service, or `view:feature` references; values come in this order.
+            features: Name of a feature service, or `view:feature` or `view@version:feature` references; values come in this order.
             entity_rows: Join key -> value; keys that no view needs are ignored.
             now: The instant that visibility and age are judged at; the clock's when None.
 
@@ -120,7 +120,7 @@ class OnlineReader:
         pairs = self._catalogue.service(features).references if isinstance(features, str) else self._catalogue.references(features)
         requested: dict[str, tuple[FeatureView, list[str]]] = {}
         for view, feature in pairs:
-            names = requested.setdefault(view.name, (view, []))[1]
+            names = requested.setdefault(view.label, (view, []))[1]
             if feature.name not in names:
                 names.append(feature.name)
         _refuse_incomplete(entity_rows, [view for view, _ in requested.values()])
@@ -129,7 +129,7 @@ class OnlineReader:
         visible = [{name: row for name, row in stored.items() if row is not None and _is_visible(row, moment)} for stored in found]
         ages = _ages([(requested[name][0], row) for rows in visible for name, row in rows.items()], moment)
         rows = tuple(
-            OnlineRow(entity, tuple(_value(view, feature, stored.get(view.name), ages, self._store.tier) for view, feature in pairs))
+            OnlineRow(entity, tuple(_value(view, feature, stored.get(view.label), ages, self._store.tier) for view, feature in pairs))
             for entity, stored in zip(entity_rows, visible, strict=True)
         )
         return OnlineFeatures(moment, rows)
@@ -140,7 +140,7 @@ Ages = Mapping[tuple[str, datetime], int]
 
 
 def _refuse_incomplete(entity_rows: Sequence[Mapping[str, str]], views: Sequence[FeatureView]) -> None:
-    needed = {key: view.name for view in reversed(views) for key in view.join_keys}
+    needed = {key: view.label for view in reversed(views) for key in view.join_keys}
     for number, row in enumerate(entity_rows):
         for key, view in needed.items():
             if not isinstance(row.get(key), str):
@@ -152,14 +152,14 @@ def _is_visible(row: StoredRow, moment: datetime) -> bool:
     return row.event_timestamp <= moment and (row.known_at is None or row.known_at <= moment)
 
 
-def _calendar_name(view: FeatureView, row: StoredRow) -> str:
-    return next((stream.calendar for stream in view.streams if stream.name == row.stream), view.streams[0].calendar)
+def _stream(view: FeatureView, row: StoredRow) -> Stream:
+    return next((stream for stream in view.streams if stream.name == row.stream), view.streams[0])
 
 
 def _ages(rows: Sequence[tuple[FeatureView, StoredRow]], moment: datetime) -> Ages:
     events: dict[str, set[datetime]] = {}
     for view, row in rows:
-        events.setdefault(_calendar_name(view, row), set()).add(row.event_timestamp)
+        events.setdefault(_stream(view, row).calendar, set()).add(row.event_timestamp)
     ages: dict[tuple[str, datetime], int] = {}
     for name, instants in events.items():
         ordered = [*instants, moment]
@@ -174,12 +174,12 @@ def _flag_names(flags: int) -> tuple[str, ...]:
 
 
 def _value(view: FeatureView, feature: Feature, row: StoredRow | None, ages: Ages, tier: str) -> OnlineValue:
-    reference, unit = f"{view.name}:{feature.name}", feature.indicator.unit
+    reference, unit = f"{view.label}:{feature.name}", feature.indicator.unit
     if row is None or feature.name not in row.values:
         return OnlineValue(reference, None, unit, Status.NOT_FOUND, None, None, None, (), tier)
-    value, age = row.values[feature.name], ages[_calendar_name(view, row), row.event_timestamp]
+    value, age = row.values[feature.name], ages[_stream(view, row).calendar, row.event_timestamp]
     status = Status.NULL_VALUE if value is None else Status.PRESENT
-    if age >= view.ttl // timedelta(microseconds=1):
+    if age >= view.ttl_of(_stream(view, row)) // timedelta(microseconds=1):
         value, status = None, Status.OUTSIDE_MAX_AGE
     return OnlineValue(reference, value, unit, status, row.event_timestamp, row.known_at, age / 1e6, _flag_names(row.flags), tier)
 

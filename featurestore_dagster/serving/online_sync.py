@@ -2,6 +2,8 @@
 
 from datetime import datetime
 
+import polars as pl
+
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.stores.postgres import PostgresStore
 from featurestore_dagster.stores.redis import OnlineWrite, RedisStore
@@ -11,9 +13,15 @@ def sync_view(view: FeatureView, store: PostgresStore, online: RedisStore, now: 
     """Apply one view's changes.
 
     Redis lost, flushed or restored from an old snapshot remembers no publication or an older one, so the same call heals it.
+    So does a Redis with rows of another version of the view: it remembers no publication of this one.
 
     Raises:
         StoreUnavailableError: A store does not answer; nothing is forgotten, call again.
     """
-    changes = store.online_changes(view, online.publication_id(view), now)
+    remembered = online.publication_id(view)
+    changes = store.online_changes(view, remembered, now)
+    if remembered is None:
+        # What Redis holds may be another version's, known later than the row that must replace it.
+        held = pl.concat([changes.rows.select(view.join_keys), changes.retracted])
+        online.write(view, changes.rows.clear(), 0, retracted=held, now=now)
     return online.write(view, changes.rows, changes.last_publication_id, retracted=changes.retracted, now=now)

@@ -1,28 +1,21 @@
 """Feature values as they were known at an instant, from the published versions in Postgres.
 
-The rule of visibility is `pipeline.bitemporal`; this adds which rows to read, and the TTL in open-market time.
+The rule of visibility is `pipeline.bitemporal`; this adds which rows to read.
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import polars as pl
 
-from featurestore_dagster.calendars import calendar
 from featurestore_dagster.errors import MalformedDataError
 from featurestore_dagster.model.catalogue import Catalogue
-from featurestore_dagster.model.feature_view import LONGEST_CLOSURE, FeatureView
+from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
-from featurestore_dagster.pipeline.bitemporal import join_visible
+from featurestore_dagster.pipeline.bitemporal import clock_time, rows_as_known
 from featurestore_dagster.projections.postgres_table import feature_schema
 from featurestore_dagster.stores.postgres import PostgresStore
 from featurestore_dagster.stores.redis import StoredRow
-
-CLOCK_TO_OPEN = 6
-"""A market that opens 6.5 of 24 hours on five of seven days: this many clock hours hold at least one open hour, so history of TTL times
-this, plus the longest closure, holds every row that can be inside the TTL."""
-
-MICROSECOND = timedelta(microseconds=1)
 
 
 class PointInTimeReader:
@@ -38,7 +31,7 @@ class PointInTimeReader:
 
         Args:
             entities: Join keys of all views asked for (text) and `event_timestamp` (timezone-aware); other columns are kept.
-            features: Name of a feature service, or `view:feature` references.
+            features: Name of a feature service, or `view:feature` or `view@version:feature` references.
 
         Returns:
             As many rows as `entities`, in the same order, with columns `view__feature`. NULL where nothing was known, the value was NULL,
@@ -51,21 +44,19 @@ class PointInTimeReader:
         pairs = self._catalogue.service(features).references if isinstance(features, str) else self._catalogue.references(features)
         wanted: dict[str, tuple[FeatureView, list[str]]] = {}
         for view, feature in pairs:
-            wanted.setdefault(view.name, (view, []))[1].append(feature.name)
+            wanted.setdefault(view.label, (view, []))[1].append(feature.name)
         result = entities
         for view, names in wanted.values():
             rows = self.visible_rows(view, entities)
-            fresh = rows["age_microseconds"] < view.ttl // MICROSECOND
             result = result.with_columns(
-                pl.when(fresh.fill_null(value=False)).then(rows[name]).otherwise(None).alias(f"{view.name}__{name}") for name in names
+                pl.when(rows["is_within_ttl"]).then(rows[name]).otherwise(None).alias(f"{view.label}__{name}") for name in names
             )
-        return result.select(*entities.columns, *(f"{view.name}__{feature.name}" for view, feature in pairs))
+        return result.select(*entities.columns, *(f"{view.label}__{feature.name}" for view, feature in pairs))
 
     def visible_rows(self, view: FeatureView, entities: pl.DataFrame) -> pl.DataFrame:
         """The view's row that each entity row could see, whatever its age: same rows, same order, NULL where nothing was visible.
 
-        Columns: `asked_at`, those of the view's table (times as `value_timestamp` and `created_timestamp`), and `age_microseconds` of
-        open-market time.
+        Columns: those of `rows_as_known`, without those of `entities` that are no join key.
 
         Raises:
             MalformedDataError: As `get_historical_features`.
@@ -82,22 +73,9 @@ class PointInTimeReader:
         else:
             low, high = asked["event_timestamp"].min(), asked["event_timestamp"].max()
             keys = {key: asked[key].unique().drop_nulls().to_list() for key in view.join_keys}
-            start = low - view.ttl * CLOCK_TO_OPEN - LONGEST_CLOSURE  # type: ignore[operator]
+            start = low - clock_time(view.longest_ttl)  # type: ignore[operator]
             versions = self._store.read_features(view, start, high, keys=keys, all_versions=True)  # type: ignore[arg-type]
-        rows = join_visible(
-            asked.rename({"event_timestamp": "asked_at"}),
-            versions.rename({"event_timestamp": "value_timestamp"}),
-            keys=view.join_keys,
-            at="asked_at",
-            event_time="value_timestamp",
-            known_at="created_timestamp",
-        )
-        ages = pl.Series("age_microseconds", [None] * rows.height, dtype=pl.Int64)
-        for stream in view.streams:
-            market = calendar(stream.calendar)
-            age = market.open_microseconds(rows["asked_at"]) - market.open_microseconds(rows["value_timestamp"])
-            ages = ages.zip_with((rows["stream"] != stream.name).fill_null(value=True), age)
-        return rows.with_columns(ages.alias("age_microseconds"))
+        return rows_as_known(view, asked.rename({"event_timestamp": "asked_at"}), versions)
 
 
 class RowsAt:
@@ -121,9 +99,9 @@ class RowsAt:
             ).with_columns(pl.lit(self._instant).cast(UTC_MICROSECONDS).alias("event_timestamp"))
             for answer, row in zip(found, self._reader.visible_rows(view, frame).iter_rows(named=True), strict=True):
                 if row["value_timestamp"] is None:
-                    answer[view.name] = None
+                    answer[view.label] = None
                     continue
-                answer[view.name] = StoredRow(
+                answer[view.label] = StoredRow(
                     event_timestamp=row["value_timestamp"],
                     known_at=row["created_timestamp"],
                     flags=row["flags"],

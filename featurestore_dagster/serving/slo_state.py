@@ -9,6 +9,7 @@ from datetime import datetime
 import polars as pl
 
 from featurestore_dagster.calendars import calendar
+from featurestore_dagster.features.universe import listings_of
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
@@ -36,7 +37,7 @@ def stream_state(catalogue: Catalogue, store: PostgresStore, view: FeatureView, 
     newest = watermarks["watermark"].max()
     watermark = newest if isinstance(newest, datetime) else None
     result = freshness(view, stream, watermark, now)
-    listings = catalogue.listings(stream.inputs[0])
+    listings = listings_of(catalogue, view, stream)
     session = calendar(stream.calendar).session_of(pl.Series([result.expected_event_timestamp], dtype=UTC_MICROSECONDS))[0]
     if "symbol" in relation.keys:
         active = pl.DataFrame(
@@ -48,9 +49,10 @@ def stream_state(catalogue: Catalogue, store: PostgresStore, view: FeatureView, 
     )
     key = relation.keys[0]
     worst = tuple(f"{row[key]}: {row['state']}, newest {row['watermark'] or 'never'}" for row in behind.head(WORST).iter_rows(named=True))
-    return StreamState(view.name, stream.name, result, worst)
+    return StreamState(view.label, stream.name, result, worst)
 
 
 def all_states(catalogue: Catalogue, store: PostgresStore, now: datetime) -> list[StreamState]:
-    """State of every stream, in declared order."""
-    return [stream_state(catalogue, store, view, stream, now) for view in catalogue.views for stream in view.streams]
+    """State of every stream that a source is switched on for, in declared order."""
+    fed = [(view, stream) for view in catalogue.views for stream in view.streams if catalogue.is_fed(stream)]
+    return [stream_state(catalogue, store, view, stream, now) for view, stream in fed]

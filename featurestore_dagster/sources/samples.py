@@ -5,7 +5,7 @@ the ex-date, a macro value at the usual time of its release. arch's files are re
 takes seconds and pandas.
 """
 
-from datetime import datetime, time
+from datetime import datetime
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +14,7 @@ import polars as pl
 
 from featurestore_dagster.calendars import MarketCalendar, calendar
 from featurestore_dagster.errors import ConfigurationError
+from featurestore_dagster.features.macro_series import RELEASED_SERIES
 from featurestore_dagster.features.raw_tables import US_EQUITY_CANDLES_1D, US_EQUITY_CORPORATE_ACTIONS, US_MACRO
 from featurestore_dagster.features.sources import SAMPLES
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS, Dataset
@@ -22,7 +23,7 @@ from featurestore_dagster.model.time import Clock
 STOCKS = ("AAPL", "MSFT", "IBM", "GOOG", "FB")
 INDICES = {"SPX": "sp500", "IXIC": "nasdaq"}
 DAILY_MACRO = {"VIXCLS": ("vix", "vix"), "DCOILWTICO": ("wti", "DCOILWTICO")}
-MONTHLY_YIELDS = {"AAA": ("default", "AAA"), "BAA": ("default", "BAA")}
+MONTHLY_MACRO = {"AAA": ("default", "AAA"), "BAA": ("default", "BAA"), "CPILFESL": ("core_cpi", "CPILFESL")}
 
 SPLIT_BEYOND = 1.4
 """A step of the vendor's factor above this, or below its inverse, is a split; the greatest dividend (MSFT, 3.08) is a step of 1.11."""
@@ -75,28 +76,17 @@ def _corporate_actions() -> pl.DataFrame:
 
 @cache
 def _macro() -> pl.DataFrame:
-    """Daily series at 13:15 UTC of the next business day, yields of the next month's first; core prices on the next month's 15th.
+    """Each series at the instants of its release rule; business days are XNYS sessions.
 
-    A business day is an XNYS session. What was released before the calendar's first session belongs to no partition and is left out.
+    What was released before the calendar's first session belongs to no partition and is left out.
     """
-    next_month = pl.col("session").dt.offset_by("1mo")
-    observed = pl.concat(
-        [
-            *(_series(series, *place).with_columns(due=pl.col("session").dt.offset_by("1d")) for series, place in DAILY_MACRO.items()),
-            *(_series(series, *place).with_columns(due=next_month) for series, place in MONTHLY_YIELDS.items()),
-        ]
-    ).sort("due")
-    business_days = _exchange().table.select(release="session")
-    released = observed.join_asof(business_days, left_on="due", right_on="release", strategy="forward")
-    core_prices = _series("CPILFESL", "core_cpi", "CPILFESL").with_columns(due=next_month.dt.offset_by("14d"))
-    rows = pl.concat(
-        [
-            released.with_columns(event_timestamp=_at("release", time(13, 15))).drop("release"),
-            # They come at 8:30 in Washington, which is 13:30 UTC in winter.
-            core_prices.with_columns(event_timestamp=_at("due", time(13, 30))),
-        ]
-    ).filter(pl.col("due") >= _exchange().first_day)
-    return _canonical(rows.rename({"session": "observation_date"}), US_MACRO)
+    business_days = _exchange().table["session"]
+    parts = []
+    for series_id, place in {**DAILY_MACRO, **MONTHLY_MACRO}.items():
+        rule = RELEASED_SERIES[series_id].release
+        observed = _series(series_id, *place).filter(rule.earliest_day(pl.col("session")) >= _exchange().first_day)
+        parts.append(observed.with_columns(event_timestamp=rule.release_instants(observed["session"], business_days)))
+    return _canonical(pl.concat(parts).rename({"session": "observation_date"}), US_MACRO)
 
 
 _LOADERS = {
@@ -151,14 +141,12 @@ def _exchange() -> MarketCalendar:
     return calendar(US_EQUITY_CANDLES_1D.calendar)
 
 
-def _at(day: str, instant: time) -> pl.Expr:
-    return pl.col(day).dt.combine(instant).dt.replace_time_zone("UTC")
-
-
 def _canonical(rows: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
     schema = {name: dtype for name, dtype in dataset.table.schema.items() if name != "ingested_at"}
+    unreported = {column.name: None for column in dataset.table.columns if column.nullable and column.name not in rows.columns}
     return (
         rows.with_columns(
+            **unreported,
             dataset=pl.lit(dataset.name),
             source=pl.lit(SAMPLES.name),
             event_timestamp=pl.col("event_timestamp").cast(UTC_MICROSECONDS),

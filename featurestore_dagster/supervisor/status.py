@@ -61,9 +61,9 @@ def status(settings: Settings) -> TreeStatus:
     lines = _stores(settings)
     for name, answers in ready.items():
         process = record.process(name)
-        lines.append(ProcessStatus(name, process and process.pid, record.port(name), process is not None and answers))
+        lines.append(ProcessStatus(name, process.pid if process else None, record.port(name), process is not None and answers))
     supervisor = record.process(SUPERVISOR)
-    return TreeStatus(supervisor and supervisor.pid, url, heartbeat, tuple(lines))
+    return TreeStatus(supervisor.pid if supervisor else None, url, heartbeat, tuple(lines))
 
 
 def down(settings: Settings) -> bool:

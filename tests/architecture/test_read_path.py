@@ -18,7 +18,7 @@ client.get_online_features("daily_equity_service", [row])
 client.get_online_features("daily_equity_service", [row], as_of_timestamp=at)
 entities = pl.DataFrame({**row, "event_timestamp": [at]}, schema_overrides={"event_timestamp": pl.Datetime("us", "UTC")})
 assert client.get_historical_features(entities, "daily_equity_service").height == 1
-assert len(client.get_feature_freshness()) == 5
+assert client.get_feature_freshness()
 sys.exit(", ".join(sorted({"feast", "pandas", "dagster", "pandera", "exchange_calendars"} & sys.modules.keys())) or 0)
 """
 

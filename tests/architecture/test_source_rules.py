@@ -19,6 +19,7 @@ ONLY_IN = {
     "dagster_postgres": ("orchestration/event_log.py",),
     "exchange_calendars": ("calendars/exchange_hours.py",),
     "feast": ("projections/feast_objects.py",),
+    "httpx": ("sources/http.py",),
     "pandas": (),
     "pandera": ("projections/pandera_schema.py",),
     "psycopg": ("stores/", "supervisor/probes.py", "orchestration/assets/dbt.py"),

@@ -1,4 +1,8 @@
-"""What every indicator of the package must keep: its declaration is true, and its value is causal and well defined."""
+"""What every indicator of the package must keep: its declaration is true, and its value is causal and well defined.
+
+Features are grouped by the grain of their indicator: those of a series have windows over rows, those of a row see it alone, aggregates
+give one value per group of rows (see `tests.unit.indicators.grains`).
+"""
 
 import importlib
 import pkgutil
@@ -13,16 +17,13 @@ from hypothesis import strategies as st
 from polars.testing import assert_series_equal
 
 from featurestore_dagster import indicators
-from featurestore_dagster.model.indicator import Feature, Indicator, indicator
+from featurestore_dagster.model.indicator import Feature, Grain, Indicator, indicator
 from featurestore_dagster.model.units import Unit
-from tests.strategies import indicator_inputs, random_bars, with_adjustment, with_series
+from tests.strategies import PRICES, indicator_inputs
 from tests.unit.indicators.golden import GOLDEN
+from tests.unit.indicators.grains import AGGREGATES, SERIES, columns_of, evaluated, exponents_of, random_frame, with_columns_of
 from tests.unit.indicators.oracles import ORACLES
 from tests.unit.indicators.series import bar_series
-
-ADJUSTED_PRICES = ("open", "high", "low", "close")
-RAW_PRICES = ("raw_open", "raw_high", "raw_low", "raw_close")
-BAR_INPUTS = {*ADJUSTED_PRICES, *RAW_PRICES, "volume", "raw_volume", "adjustment_factor"}
 
 
 def _declared() -> list[Indicator]:
@@ -35,7 +36,18 @@ FEATURES = list({feature.name: feature for feature in (*(o.feature for o in ORAC
 ONE_EACH = list({id(feature.indicator): feature for feature in FEATURES}.values())
 """One feature of each indicator, where many frames are tried."""
 
-each_feature = pytest.mark.parametrize("feature", [pytest.param(feature, id=feature.name) for feature in FEATURES])
+
+def _of(grains: Iterable[Grain], features: Iterable[Feature] = FEATURES) -> list[Feature]:
+    allowed = set(grains)
+    return [feature for feature in features if feature.indicator.grain in allowed]
+
+
+def _each(features: Iterable[Feature]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("feature", [pytest.param(feature, id=feature.name) for feature in features])
+
+
+ROWWISE = (*SERIES, Grain.ROW)
+GRAINS = pytest.mark.parametrize("grain", [grain for grain in Grain if _of([grain])])
 
 
 def _unproven(declared: Iterable[Indicator]) -> list[str]:
@@ -44,28 +56,13 @@ def _unproven(declared: Iterable[Indicator]) -> list[str]:
     return sorted(found.name for found in declared if id(found) not in proven)
 
 
-SERIES_INPUTS = sorted(set().union(*(feature.input_columns for feature in FEATURES)) - BAR_INPUTS)
-
-
-def _evaluated(frame: pl.DataFrame, features: Iterable[Feature] = FEATURES) -> pl.DataFrame:
-    return frame.select(feature.expression() for feature in features)
-
-
-def _gapless(seed: int = 1, rows: int = 420, *, symbol: str = "AAA") -> pl.DataFrame:
-    """Bars that all trade and always move, whose closes bounce (so that Roll's covariance is negative), with splits and macro series."""
-    bars = with_adjustment(random_bars(rows, seed, symbol=symbol), seed)
-    bounce = 1 + 0.02 * (pl.int_range(pl.len()) % 2) + 0.001 * (pl.int_range(pl.len()) % 7)
-    prices = [*ADJUSTED_PRICES, *RAW_PRICES]
-    return with_series(bars.with_columns(pl.col(prices) * bounce), SERIES_INPUTS, seed)
-
-
-def _scaled(frame: pl.DataFrame, columns: Iterable[str], factor: float) -> pl.DataFrame:
-    return frame.with_columns(pl.col(name) * factor for name in columns)
+def _frame(feature: Feature, rows: int = 420) -> pl.DataFrame:
+    return random_frame(feature.indicator.grain, [feature], rows=rows)
 
 
 def _atol(values: pl.Series) -> float:
     """Absolute tolerance for values that cross zero: relative to the largest of their column."""
-    return 1e-12 * float(values.abs().max())  # type: ignore[arg-type]
+    return 1e-12 * float(values.abs().max() or 0.0)  # type: ignore[arg-type]
 
 
 def test_names_are_unique() -> None:
@@ -85,45 +82,49 @@ def test_an_indicator_without_oracle_and_golden_value_is_found() -> None:
     assert _unproven([*DECLARED, untested]) == ["untested"]
 
 
-@each_feature
+@_each(FEATURES)
 def test_reads_exactly_the_declared_inputs(feature: Feature) -> None:
-    assert set(feature.expression().meta.root_names()) == set(feature.input_columns)
+    assert set(feature.expression().meta.root_names()) == columns_of([feature])
 
 
-@each_feature
+@_each(FEATURES)
 def test_is_float64_and_pure_polars(feature: Feature) -> None:
-    frame = _gapless(rows=3)
-    assert _evaluated(frame, [feature]).schema == {feature.name: pl.Float64}
-    assert _evaluated(frame.clear(), [feature]).schema == {feature.name: pl.Float64}
+    frame = _frame(feature, rows=3)
+    assert evaluated(frame, [feature]).schema == {feature.name: pl.Float64}
+    assert evaluated(frame.clear(), [feature]).schema == {feature.name: pl.Float64}
     assert not re.search("python_udf|rolling_map", str(feature.expression()))
 
 
-@each_feature
+@_each(_of(ROWWISE))
 def test_first_value_is_where_declared(feature: Feature) -> None:
-    found = _evaluated(_gapless(), [feature]).to_series()
+    found = evaluated(_frame(feature), [feature]).to_series()
     assert found.is_not_null().arg_max() == feature.warm_up_bars
     assert found[feature.warm_up_bars :].null_count() <= (found.len() // 4 if feature.indicator.name == "spread_roll_20_est_bps" else 0)
 
 
-@each_feature
-def test_a_missing_bar_blanks_its_windows_and_nothing_else(feature: Feature) -> None:
-    frame, gap = _gapless(rows=700), 300
+@_each(_of(ROWWISE))
+def test_a_missing_row_blanks_its_windows_and_nothing_else(feature: Feature) -> None:
+    frame, gap = _frame(feature, rows=700), 300
     last = gap + feature.warm_up_bars
     blank = pl.int_range(pl.len()) == gap
-    broken = frame.with_columns(pl.when(~blank).then(pl.col(name)).alias(name) for name in [*BAR_INPUTS, *SERIES_INPUTS])
-    whole, found = _evaluated(frame, [feature]).to_series(), _evaluated(broken, [feature]).to_series()
+    broken = frame.with_columns(pl.when(~blank).then(pl.col(name)).alias(name) for name in columns_of([feature]))
+    whole, found = evaluated(frame, [feature]).to_series(), evaluated(broken, [feature]).to_series()
 
     assert_series_equal(found[:gap], whole[:gap], check_exact=True)
-    assert found[gap] is None
     assert found[last] is None
+    assert feature.indicator.name == "official_close" or found[gap] is None
     assert_series_equal(found[last + 1 :].is_null(), whole[last + 1 :].is_null())
 
 
-@settings(max_examples=25, deadline=None)
-@given(bars=indicator_inputs(1, 420), seed=st.integers(0, 99))
-def test_values_are_finite_and_in_range(bars: pl.DataFrame, seed: int) -> None:
-    found = _evaluated(with_series(bars, SERIES_INPUTS, seed), ONE_EACH)
-    for feature in ONE_EACH:
+@_each(_of(AGGREGATES))
+def test_no_rows_give_no_value_unless_they_are_counted(feature: Feature) -> None:
+    frame = _frame(feature, rows=1).with_columns(pl.lit(None).alias(name) for name in columns_of([feature]))
+    nothing = frame.cast(dict(_frame(feature, rows=1).schema)).clear().select(feature.expression()).item()
+    assert nothing in ((0.0, None) if feature.indicator.unit is Unit.COUNT else (None,))
+
+
+def _require_finite_and_in_range(found: pl.DataFrame, features: Iterable[Feature]) -> None:
+    for feature in features:
         values = found[feature.name].drop_nulls()
         assert values.is_finite().all(), feature.name
         least, most = feature.indicator.minimum, feature.indicator.maximum
@@ -132,43 +133,85 @@ def test_values_are_finite_and_in_range(bars: pl.DataFrame, seed: int) -> None:
 
 
 @settings(max_examples=25, deadline=None)
+@given(bars=indicator_inputs(1, 420), seed=st.integers(0, 99))
+def test_values_are_finite_and_in_range(bars: pl.DataFrame, seed: int) -> None:
+    features = _of(ROWWISE, ONE_EACH)
+    _require_finite_and_in_range(evaluated(with_columns_of(bars, features, seed), features), features)
+
+
+@GRAINS
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**16), zeros=st.sampled_from([0.0, 0.3, 1.0]))
+def test_values_are_finite_and_in_range_where_inputs_are_zero(grain: Grain, seed: int, zeros: float) -> None:
+    features = _of([grain], ONE_EACH)
+    frame = random_frame(grain, features, seed=seed, rows=40)
+    hit = pl.Series(np.random.Generator(np.random.PCG64(seed)).random(frame.height) < zeros)
+    numbers = [name for name in columns_of(features) & set(frame.columns) if frame.schema[name] == pl.Float64 and "volume" in name]
+    _require_finite_and_in_range(
+        evaluated(frame.with_columns(pl.when(hit).then(0.0).otherwise(pl.col(name)).alias(name) for name in numbers), features), features
+    )
+
+
+@settings(max_examples=25, deadline=None)
 @given(bars=indicator_inputs(2, 420), seed=st.integers(0, 99), share=st.floats(0, 1), shock=st.sampled_from([None, 0.0, 1e6]))
 def test_the_future_changes_no_bit(bars: pl.DataFrame, seed: int, share: float, shock: float | None) -> None:
-    frame = with_series(bars, SERIES_INPUTS, seed)
+    features = _of(ROWWISE, ONE_EACH)
+    frame = with_columns_of(bars, features, seed)
     kept = max(1, int(share * frame.height))
     future = pl.int_range(pl.len()) >= kept
-    shocked = frame.with_columns(
-        pl.when(future).then(pl.lit(shock, pl.Float64)).otherwise(pl.col(name)).alias(name) for name in [*BAR_INPUTS, *SERIES_INPUTS]
-    )
-    known = _evaluated(frame[:kept], ONE_EACH)
-    assert known.equals(_evaluated(frame, ONE_EACH)[:kept])
-    assert known.equals(_evaluated(shocked, ONE_EACH)[:kept])
+    numbers = [name for name in columns_of(features) if frame.schema[name] == pl.Float64]
+    shocked = frame.with_columns(pl.when(future).then(pl.lit(shock, pl.Float64)).otherwise(pl.col(name)).alias(name) for name in numbers)
+    known = evaluated(frame[:kept], features)
+    assert known.equals(evaluated(frame, features)[:kept])
+    assert known.equals(evaluated(shocked, features)[:kept])
+
+
+@_each(_of([Grain.ROW]))
+def test_a_row_is_seen_alone(feature: Feature) -> None:
+    frame = _frame(feature, rows=60).with_row_index("place")
+    shuffled = frame.sample(fraction=1, shuffle=True, seed=7)
+    found = shuffled.with_columns(feature.expression().alias("found")).sort("place")["found"]
+    assert found.equals(evaluated(frame, [feature]).to_series().rename("found"))
+    assert feature.look_back_bars == 0
 
 
 def test_a_panel_gives_each_symbol_what_it_has_alone_in_any_row_order() -> None:
-    alone = {symbol: _gapless(seed, symbol=symbol) for seed, symbol in enumerate(("AAA", "BBB", "CCC"))}
+    features = _of(ROWWISE)
+    alone = {symbol: random_frame(Grain.BARS, features, seed=seed, symbol=symbol) for seed, symbol in enumerate(("AAA", "BBB", "CCC"))}
     panel = pl.concat(alone.values())
-    names = [feature.name for feature in FEATURES]
-    renamed = [feature.expression().alias(f"found_{feature.name}") for feature in FEATURES]
+    names = [feature.name for feature in features]
+    renamed = [feature.expression().alias(f"found_{feature.name}") for feature in features]
     interleaved = panel.sort("event_timestamp", "symbol").with_columns(expression.over("symbol") for expression in renamed)
     shuffled = panel.sample(fraction=1, shuffle=True, seed=7).with_columns(
         expression.over("symbol", order_by="event_timestamp") for expression in renamed
     )
     for symbol, frame in alone.items():
-        expected = _evaluated(frame)
+        expected = evaluated(frame, features)
         for found in (interleaved, shuffled):
             values = found.filter(pl.col("symbol") == symbol).sort("event_timestamp").select(f"found_{name}" for name in names)
             assert values.rename(lambda name: name.removeprefix("found_")).equals(expected), symbol
 
 
+@pytest.mark.parametrize("grain", [grain for grain in AGGREGATES if _of([grain])])
+def test_a_panel_of_groups_gives_each_group_what_it_has_alone(grain: Grain) -> None:
+    features = _of([grain])
+    frames = [random_frame(grain, features, seed=seed, rows=30, symbol=symbol) for seed, symbol in enumerate(("AAA", "BBB"))]
+    panel = pl.concat(frames).with_row_index("place").sort(pl.col("place").rank("ordinal").over("symbol", "row"), "symbol", "row")
+    grouped = panel.group_by("symbol", "row").agg(feature.expression() for feature in features).sort("symbol", "row")
+    expected = pl.concat([evaluated(frame, features) for frame in frames])
+    assert grouped.drop("symbol", "row").equals(expected)
+    assert evaluated(frames[0].filter(pl.col("row") == 7), features).equals(evaluated(frames[0], features)[7:8])
+
+
 @pytest.mark.parametrize("name", ["AAPL", "IBM", "NASDAQ", "EURUSD"])
 def test_a_chunk_with_its_look_back_equals_the_whole(name: str) -> None:
-    frame = with_series(bar_series()[name].frame, SERIES_INPUTS, seed=3)
-    whole = _evaluated(frame)
-    for feature in FEATURES:
+    features = _of(SERIES)
+    frame = with_columns_of(bar_series()[name].frame, features, seed=3)
+    whole = evaluated(frame, features)
+    for feature in features:
         overlap = feature.look_back_bars
         for start in range(overlap, frame.height - 40, 397):
-            chunk = _evaluated(frame[start - overlap : start + 40], [feature]).to_series()[overlap:]
+            chunk = evaluated(frame[start - overlap : start + 40], [feature]).to_series()[overlap:]
             expected = whole[feature.name][start : start + 40]
             assert chunk.is_null().equals(expected.is_null()), (feature.name, start)
             np.testing.assert_allclose(
@@ -177,26 +220,50 @@ def test_a_chunk_with_its_look_back_equals_the_whole(name: str) -> None:
 
 
 SCALES = [
-    # Columns, and the exponent of a factor on them. The caller undoes the adjustment by the same exponent, so adjusted prices are also
-    # scaled alone: only an indicator declared `adjusted` may follow them.
-    pytest.param((*ADJUSTED_PRICES, *RAW_PRICES, "spy_close"), lambda declared: declared.price_exponent, id="prices"),
-    pytest.param(ADJUSTED_PRICES, lambda declared: declared.price_exponent if declared.adjusted else 0, id="adjusted-prices"),
-    pytest.param(("volume", "raw_volume"), lambda declared: declared.volume_exponent, id="volumes"),
+    # What is scaled, and the exponent of the factor on the value. The caller undoes the adjustment by the same exponent, so adjusted
+    # prices are also scaled alone: only an indicator declared `adjusted` may follow them.
+    pytest.param("prices", lambda declared: declared.price_exponent, id="prices"),
+    pytest.param("adjusted prices", lambda declared: declared.price_exponent if declared.adjusted else 0, id="adjusted-prices"),
+    pytest.param("volumes", lambda declared: declared.volume_exponent, id="volumes"),
 ]
 
 
-@pytest.mark.parametrize(("columns", "exponent"), SCALES)
-@pytest.mark.parametrize(("factor", "rtol"), [(8.0, 0.0), (7.3, 1e-10)])
-@pytest.mark.parametrize("name", ["GOOG", "IBM", "EURUSD"])
-def test_scaling_follows_the_declared_exponents(
-    name: str, columns: tuple[str, ...], exponent: Callable[[Indicator], int], factor: float, rtol: float
+def _scaled(frame: pl.DataFrame, features: Iterable[Feature], scaled: str, factor: float) -> pl.DataFrame:
+    exponents = {name: powers for name, powers in exponents_of(features).items() if name in frame.columns}
+    if scaled == "adjusted prices":
+        return frame.with_columns(pl.col(name) * factor for name in PRICES if name in frame.columns)
+    which = 0 if scaled == "prices" else 1
+    return frame.with_columns(pl.col(name) * factor ** powers[which] for name, powers in exponents.items())
+
+
+def _require_scaling(
+    frame: pl.DataFrame, features: list[Feature], scaled: str, exponent: Callable[[Indicator], int], factor: float, rtol: float
 ) -> None:
-    frame = with_series(bar_series()[name].frame, SERIES_INPUTS, seed=3)
-    before, after = _evaluated(frame), _evaluated(_scaled(frame, columns, factor))
-    for feature in FEATURES:
+    before, after = evaluated(frame, features), evaluated(_scaled(frame, features, scaled, factor), features)
+    for feature in features:
         expected = before[feature.name] * factor ** exponent(feature.indicator)
         found = after[feature.name]
         assert found.is_null().equals(expected.is_null()), feature.name
         # Roll takes the root of a difference, which may be near zero.
         tolerance = 10 * _atol(expected) if rtol else 0.0
         np.testing.assert_allclose(found.to_numpy(), expected.to_numpy(), rtol=rtol, atol=tolerance, err_msg=feature.name)
+
+
+@pytest.mark.parametrize(("scaled", "exponent"), SCALES)
+@pytest.mark.parametrize(("factor", "rtol"), [(8.0, 0.0), (7.3, 1e-10)])
+@pytest.mark.parametrize("name", ["GOOG", "IBM", "EURUSD"])
+def test_scaling_follows_the_declared_exponents(
+    name: str, scaled: str, exponent: Callable[[Indicator], int], factor: float, rtol: float
+) -> None:
+    features = _of(SERIES)
+    _require_scaling(with_columns_of(bar_series()[name].frame, features, seed=3), features, scaled, exponent, factor, rtol)
+
+
+@pytest.mark.parametrize("grain", [grain for grain in (Grain.ROW, *AGGREGATES) if _of([grain])])
+@pytest.mark.parametrize(("scaled", "exponent"), [SCALES[0], SCALES[2]])
+@pytest.mark.parametrize(("factor", "rtol"), [(8.0, 0.0), (7.3, 1e-10)])
+def test_scaling_of_rows_and_groups_follows_the_declared_exponents(
+    grain: Grain, scaled: str, exponent: Callable[[Indicator], int], factor: float, rtol: float
+) -> None:
+    features = _of([grain])
+    _require_scaling(random_frame(grain, features, rows=200), features, scaled, exponent, factor, rtol)

@@ -31,7 +31,7 @@ def published(fresh_database: Settings, frozen_clock: FrozenClock) -> Settings:
     """Settings of stores that hold the daily views of the last weeks of 2018, with the bars before them."""
     store = PostgresStore(fresh_database.postgres, frozen_clock)
     pipeline = Pipeline(
-        CATALOGUE,
+        CATALOGUE.with_sources(["samples"]),
         store,
         Ledger(fresh_database.postgres),
         frozen_clock,

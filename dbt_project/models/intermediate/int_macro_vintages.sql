@@ -1,16 +1,18 @@
 -- A version is a vintage when it became the current one at the instant it was known, and says another value than the one before:
 -- a republished value is not news, and a late correction of a superseded release was never what a reader would have used.
 with first_of_instant as (
-    select distinct on (series_id, observation_date, known_at)
+    select distinct on (series_id, observation_date, stg_macro_observations.known_at)
         series_id,
         observation_date,
         event_timestamp,
-        known_at,
+        known_at + embargo_seconds * interval '1 second' as known_at,
         value,
+        embargo_seconds,
+        flags,
         batch_id
-    from {{ ref('stg_macro_observations') }}
+    from {{ ref('stg_macro_observations') }} as stg_macro_observations
     where is_plausible
-    order by series_id, observation_date, known_at, event_timestamp desc, source
+    order by series_id, observation_date, stg_macro_observations.known_at, event_timestamp desc, source
 ),
 
 with_earlier as (
@@ -36,6 +38,8 @@ select
     event_timestamp,
     known_at,
     value,
+    embargo_seconds,
+    flags,
     batch_id
 from current_when_known
 where previous_value is distinct from value

@@ -6,6 +6,7 @@ with observations as (
         known_at::timestamptz as known_at,
         trim(source) as source,
         value::double precision as value,
+        flags::bigint as flags,
         batch_id::bigint as batch_id
     from {{ source('raw', 'us_macro') }}
     where dataset = 'us_macro'
@@ -18,10 +19,14 @@ select
     observations.known_at,
     observations.source,
     observations.value,
+    observations.flags,
     observations.batch_id,
     catalogue.unit,
     catalogue.minimum,
     catalogue.maximum,
+    coalesce(catalogue.embargo_seconds, 0) as embargo_seconds,
+    catalogue.least_days,
+    catalogue.greatest_days,
     observations.value not in ('NaN', 'Infinity', '-Infinity')
     and observations.value between coalesce(catalogue.minimum, '-Infinity') and coalesce(catalogue.maximum, 'Infinity')
     and observations.known_at >= observations.event_timestamp as is_plausible,

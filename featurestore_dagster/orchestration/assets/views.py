@@ -10,9 +10,10 @@ import polars as pl
 
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.model.catalogue import Catalogue
-from featurestore_dagster.model.feature_view import FeatureView, Stream
+from featurestore_dagster.model.feature_view import LONGEST_CLOSURE, FeatureView, Stream
 from featurestore_dagster.model.time import Clock
 from featurestore_dagster.orchestration import asset_keys, presentation
+from featurestore_dagster.orchestration.lineage import column_lineage
 from featurestore_dagster.orchestration.partition_events import publish_events
 from featurestore_dagster.orchestration.partitions import first_session, session_partitions
 from featurestore_dagster.orchestration.platform import Platform
@@ -21,6 +22,7 @@ from featurestore_dagster.projections.postgres_table import feature_table
 from featurestore_dagster.projections.relation import stream_relation
 
 SHORTEST_POLICY = timedelta(minutes=1)
+LAST_HOUR = 23
 HOURS = re.compile(r"\d+(-\d+)?")
 """An hour, or a range of hours, of a cron expression."""
 
@@ -29,20 +31,25 @@ def build_stream_asset(catalogue: Catalogue, view: FeatureView, stream: Stream, 
     """The asset that computes, audits and publishes a stream of a view."""
     partitions = session_partitions(stream.calendar, first_session(catalogue, stream.calendar), clock)
     key = asset_keys.stream(view, stream)
-    upstream = [asset_keys.raw(dataset) for dataset in stream.inputs]
-    lineage = presentation.column_lineage(view, stream)
+    # Sessions of another calendar do not map onto these; the edge shows where the columns come from.
+    upstream = [
+        dg.AssetDep(asset_keys.raw(dataset), partition_mapping=None if dataset.calendar == stream.calendar else dg.LastPartitionMapping())
+        for dataset in stream.inputs
+    ]
+    lineage = column_lineage(view, stream)
     plotted = next(feature.name for feature in view.features)
 
     def describe(outcomes: list[PartitionOutcome]) -> dict[str, Any]:
         rows = pl.concat([outcome.rows for outcome in outcomes])
         metadata: dict[str, Any] = {"dagster/column_lineage": lineage}
         if not rows.is_empty():
-            metadata["plot"] = presentation.plot(rows, plotted, view.join_keys[0], f"{plotted} of {view.name}")
+            metadata["plot"] = presentation.plot(rows, plotted, view.join_keys[0], f"{plotted} of {view.label}")
+            metadata["distributions"] = presentation.distributions(rows, view)
         return metadata
 
     @dg.asset(
         key=key,
-        deps=[*upstream, *([asset_keys.mart(view.mart)] if view.mart else [])],
+        deps=[*upstream, *([asset_keys.mart(view.mart)] if view.mart else []), *_members(view, stream)],
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
         check_specs=[
@@ -64,8 +71,11 @@ def build_stream_asset(catalogue: Catalogue, view: FeatureView, stream: Stream, 
             "dagster/column_schema": presentation.table_schema(feature_table(view)),
             "dagster/column_lineage": lineage,
             "dagster/table_name": f"features.{view.name}",
-            "slo": str(view.slo.max_lag),
-            "ttl_open_market_time": str(view.ttl),
+            "features": presentation.features_table(view),
+            "slo": str(view.slo_of(stream).max_lag),
+            "ttl_open_market_time": str(view.ttl_of(stream)),
+            "calendar": stream.calendar,
+            "feature_set_version": view.version,
         },
         pool=f"features_{view.name}",
     )
@@ -76,18 +86,29 @@ def build_stream_asset(catalogue: Catalogue, view: FeatureView, stream: Stream, 
     return stream_features
 
 
+def _members(view: FeatureView, stream: Stream) -> list[dg.AssetKey]:
+    """Streams of the joined views on the same calendar: what a run of this calendar's path must have computed before."""
+    return [asset_keys.stream(member, part) for member in view.members for part in member.streams if part.calendar == stream.calendar]
+
+
 def freshness_policy(view: FeatureView, stream: Stream) -> dg.FreshnessPolicy:
     """Dagster's badge: does the asset run by its SLO? Whether the data is fresh is the check `data_freshness`.
 
-    A stream whose schedule names its hours is due a SLO after each tick, so that nights and weekends are no failure; one that runs round
-    the clock never rests longer than a bar and its SLO.
+    A stream whose schedule names its hours is due a SLO after its last tick of each hour, so that nights and weekends are no failure. One
+    that runs round the clock never rests longer than a bar and its SLO; one whose SLO reaches into the next day, not longer than that and
+    the longest closure.
     """
+    slo = view.slo_of(stream).max_lag
     minute, hours, *days = stream.schedule.split()
-    if minute.isdecimal() and HOURS.fullmatch(hours):
-        late, minutes = divmod(timedelta(minutes=int(minute)) + view.slo.max_lag, timedelta(hours=1))
-        due_hours = "-".join(str(int(hour) + late) for hour in hours.split("-"))
-        cron = f"{minutes // timedelta(minutes=1)} {due_hours} {' '.join(days)}"
-        return dg.FreshnessPolicy.cron(deadline_cron=cron, lower_bound_delta=view.slo.max_lag, timezone=calendar(stream.calendar).time_zone)
-    return dg.FreshnessPolicy.time_window(
-        fail_window=stream.timeframe.duration + view.slo.max_lag, warn_window=max(view.slo.max_lag, SHORTEST_POLICY)
+    if not HOURS.fullmatch(hours):
+        return dg.FreshnessPolicy.time_window(fail_window=stream.timeframe.duration + slo, warn_window=max(slo, SHORTEST_POLICY))
+    once_an_hour = minute.isdecimal()
+    late, minutes = divmod(timedelta(minutes=int(minute) if once_an_hour else 59) + slo, timedelta(hours=1))
+    due = [int(hour) + late for hour in hours.split("-")]
+    if max(due) > LAST_HOUR:
+        return dg.FreshnessPolicy.time_window(fail_window=LONGEST_CLOSURE + stream.timeframe.duration + slo, warn_window=slo)
+    return dg.FreshnessPolicy.cron(
+        deadline_cron=f"{minutes // timedelta(minutes=1)} {'-'.join(map(str, due))} {' '.join(days)}",
+        lower_bound_delta=slo if once_an_hour else max(slo, timedelta(hours=1)),
+        timezone=calendar(stream.calendar).time_zone,
     )

@@ -109,7 +109,7 @@ class EmbeddedServices:
             ("redis", redis_server.running(self._redis_folder), recorded.redis, self._redis_folder, self._redis_log),
         )
         return [
-            ServiceStatus(name, process and process.pid, connection.port if process and connection else None, folder, log)
+            ServiceStatus(name, process.pid if process else None, connection.port if process and connection else None, folder, log)
             for name, process, connection, folder, log in found
         ]
 

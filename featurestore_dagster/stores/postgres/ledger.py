@@ -111,6 +111,16 @@ class Ledger:
             ).fetchall()
         return {(name, key): checks for name, key, checks in rows}
 
+    def null_shares(self, relation: str, before: str, count: int = 20) -> list[dict[str, float]]:
+        """NULL share by column of the last `count` partitions with rows published before this one, oldest first."""
+        with connect(self.settings) as connection:
+            rows = connection.execute(
+                "select distinct on (partition_key) null_shares from ops.quality_log where relation = %s and partition_key < %s"
+                " and jsonb_typeof(null_shares) = 'object' order by partition_key desc, quality_log_id desc limit %s",
+                [relation, before, count],
+            ).fetchall()
+        return [shares for (shares,) in reversed(rows)]
+
     def first_refused(self, relation: str, reason: str, before: str) -> pl.DataFrame:
         """Symbols with an open refused row whose reason starts so, in partitions before this one: symbol, first event_timestamp of it."""
         query = (

@@ -35,8 +35,8 @@ LEDGER_COLUMNS = {
     "changed": "jsonb", "inputs": "jsonb", "code_version": "text", "run_id": "text", "published_at": "timestamptz",
 }  # fmt: skip
 LOG_COLUMNS = {
-    "relation": "text", "partition_key": "text", "outcome": "text", "checks": "jsonb", "flags": "jsonb", "run_id": "text",
-    "logged_at": "timestamptz",
+    "relation": "text", "partition_key": "text", "outcome": "text", "checks": "jsonb", "flags": "jsonb", "null_shares": "jsonb",
+    "run_id": "text", "logged_at": "timestamptz",
 }  # fmt: skip
 
 
@@ -81,7 +81,10 @@ class Writer:
         in_range = sql.SQL("{} = %(scope)s and event_timestamp > %(low)s and event_timestamp <= %(high)s").format(
             sql.Identifier(relation.scope_column)
         )
-        parameters = {"scope": relation.scope, "low": low, "high": high}
+        parameters: dict[str, Any] = {"scope": relation.scope, "low": low, "high": high}
+        if relation.feature_set_version is not None:
+            in_range += sql.SQL(" and feature_set_version = %(version)s")
+            parameters["version"] = relation.feature_set_version
         # Backfills mostly find nothing: a look at the index is cheaper than a bulk read of nothing.
         if self.connection.execute(sql.SQL("select 1 from {} where {} limit 1").format(table, in_range), parameters).fetchone() is None:
             return pl.DataFrame(schema=relation.frame_schema)
@@ -129,11 +132,11 @@ class Writer:
                     ],
                 )
 
-    def log(self, lines: Iterable[tuple[str, str, object, object]]) -> None:
-        """Append to the quality log: (partition key, outcome, failed checks, rows by flag)."""
+    def log(self, lines: Iterable[tuple[str, str, object, object, object]]) -> None:
+        """Append to the quality log: (partition key, outcome, failed checks, rows by flag, NULL share by column or None)."""
         rows = [
-            (self.relation.name, key, outcome, json.dumps(checks), json.dumps(flags), self.run_id, self.now)
-            for key, outcome, checks, flags in lines
+            (self.relation.name, key, outcome, json.dumps(checks), json.dumps(flags), json.dumps(nulls), self.run_id, self.now)
+            for key, outcome, checks, flags, nulls in lines
         ]
         self.connection.execute(_insert("quality_log", LOG_COLUMNS), [list(column) for column in zip(*rows, strict=True)])
 
@@ -181,8 +184,16 @@ class Writer:
                     )
                 )  # fmt: skip
         ids = self._insert_ledger(ledger)
+        nulls = _null_shares(relation, published)
         self.log(
-            (p.partition_key, "published" if p.rows_published else "unchanged", [], flags.get(p.partition_key, {})) for p in publications
+            (
+                p.partition_key,
+                "published" if p.rows_published else "unchanged",
+                [],
+                flags.get(p.partition_key, {}),
+                nulls.get(p.partition_key),
+            )
+            for p in publications
         )
         return [replace(publication, publication_id=ids.get(publication.partition_key)) for publication in publications]
 
@@ -230,6 +241,14 @@ def _flag_counts(relation: Relation, rows: pl.DataFrame) -> dict[str, dict[str, 
     counts = [(flags & QualityFlag[name].value != 0).sum().alias(name) for name in names]
     groups = rows.group_by(_sessions(relation, rows).alias("session")).agg(counts) if names else pl.DataFrame({"session": []})
     return {key: {name: n for name, n in zip(names, found, strict=True) if n} for key, *found in groups.iter_rows()}
+
+
+def _null_shares(relation: Relation, rows: pl.DataFrame) -> dict[str, dict[str, float]]:
+    """Per session of a dataset with rows: NULL share by column."""
+    if relation.schema != "raw":
+        return {}
+    groups = rows.group_by(_sessions(relation, rows).alias("session")).agg(pl.col(relation.values).is_null().mean())
+    return {line.pop("session"): line for line in groups.iter_rows(named=True)}
 
 
 def _changes(relation: Relation, new: pl.DataFrame) -> dict[str, tuple[int, dict[str, Any]]]:

@@ -13,6 +13,7 @@ from psycopg import sql
 
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView
+from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.model.raw_table import Dataset
 from featurestore_dagster.model.time import Clock
 from featurestore_dagster.projections.postgres_table import feature_schema
@@ -73,19 +74,31 @@ class PostgresStore:
     # Reading --------------------------------------------------------------------------------------------------------------------------
 
     def read_raw(
-        self, dataset: Dataset, start: datetime, end: datetime, *, as_of: datetime | None = None, priority: Sequence[str] = ()
+        self,
+        dataset: Dataset,
+        start: datetime,
+        end: datetime,
+        *,
+        as_of: datetime | None = None,
+        priority: Sequence[str] = (),
+        all_versions: bool = False,
     ) -> pl.DataFrame:
         """Rows of a dataset with start < event_timestamp <= end, one per key and event time, as known at `as_of` (default: now).
 
-        Among versions the greatest known-at wins; among sources with the same known-at the earlier one in `priority`. Columns: the
-        dataset's canonical schema; sorted by key and event time.
+        Among versions the greatest known-at wins; among sources with the same known-at the earlier one in `priority`. With `all_versions`
+        each one comes. Columns: the dataset's canonical schema; sorted by key and event time, the greatest known-at first.
         """
         key = [*dataset.table.key, "event_timestamp"]
         query = sql.SQL(
-            "select distinct on ({key}) {columns} from {table} where dataset = %(scope)s and event_timestamp > %(start)s"
+            "select {distinct} {columns} from {table} where dataset = %(scope)s and event_timestamp > %(start)s"
             " and event_timestamp <= %(end)s and known_at <= %(as_of)s"
             " order by {key}, known_at desc, array_position(%(priority)s::text[], source) nulls last"
-        ).format(key=_names(key), columns=_names(dataset.table.schema), table=sql.Identifier("raw", dataset.table.name))
+        ).format(
+            distinct=sql.SQL("") if all_versions else sql.SQL("distinct on ({})").format(_names(key)),
+            key=_names(key),
+            columns=_names(dataset.table.schema),
+            table=sql.Identifier("raw", dataset.table.name),
+        )
         parameters = {"scope": dataset.name, "start": start, "end": end, "as_of": as_of or self.clock.now(), "priority": list(priority)}
         return read_frame(self.settings, query, parameters, dataset.table.schema)
 
@@ -174,10 +187,13 @@ class PostgresStore:
         return read_frame(self.settings, query, {}, dict(columns))
 
     def watermarks(self, relation: Relation) -> pl.DataFrame:
-        """Newest event time per business key of a relation, visible now: columns = keys, `watermark`."""
+        """Newest event time per business key of a relation, visible now: columns = keys, `watermark`.
+
+        A row that stands for a missing bar is not news.
+        """
         query = sql.SQL(
             "select {keys}, max(event_timestamp) as watermark from {table} where {scope} = %(scope)s and event_timestamp <= %(now)s"
-            " and {known_at} <= %(now)s and {version} group by {keys}"
+            " and {known_at} <= %(now)s and {version} and flags & %(missing)s = 0 group by {keys}"
         ).format(
             version=sql.SQL("feature_set_version = %(version)s" if relation.feature_set_version is not None else "true"),
             keys=_names(relation.keys),
@@ -185,7 +201,12 @@ class PostgresStore:
             scope=sql.Identifier(relation.scope_column),
             known_at=sql.Identifier(relation.known_at),
         )
-        parameters = {"scope": relation.scope, "now": self.clock.now(), "version": relation.feature_set_version}
+        parameters = {
+            "scope": relation.scope,
+            "now": self.clock.now(),
+            "version": relation.feature_set_version,
+            "missing": QualityFlag.MISSING_OHLCV.value,
+        }
         schema_of = {**{key: relation.frame_schema[key] for key in relation.keys}, "watermark": pl.Datetime("us", "UTC")}
         return read_frame(self.settings, query, parameters, schema_of)
 
@@ -276,7 +297,7 @@ class PostgresStore:
         with connect(self.settings) as connection:
             writer = Writer(self.settings, connection, relation, run_id, self.clock.now())
             writer.quarantine(quarantined, list(checks))
-            writer.log((key, "blocked", found, {}) for key, found in checks.items())
+            writer.log((key, "blocked", found, {}, None) for key, found in checks.items())
 
 
 def _names(columns: Sequence[str] | Mapping[str, object]) -> sql.Composed:

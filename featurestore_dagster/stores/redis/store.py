@@ -238,7 +238,7 @@ class RedisStore:
         return project == self.project and frozenset(entity) in join_keys
 
     def _publication_key(self, view: FeatureView) -> str:
-        return f"{self.project}:publication:{view.name}"
+        return f"{self.project}:publication:{view.name}@{view.version}"
 
     def _writer_key(self, view: FeatureView) -> str:
         return f"{self.project}:writer:{view.name}"

@@ -13,7 +13,7 @@ from featurestore_dagster.calendars import calendar
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.features.equity_views import DAILY_OHLCV_STATS
 from featurestore_dagster.features.raw_tables import FX_CANDLES_1H, US_EQUITY_CANDLES_1D, US_EQUITY_CORPORATE_ACTIONS
-from featurestore_dagster.orchestration.jobs import build_path_job, calendars
+from featurestore_dagster.orchestration.jobs import build_path_job, paths
 from featurestore_dagster.orchestration.partitions import first_session, session_partitions
 from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.orchestration.sensors import HEARTBEAT_TICKS, build_file_sensor, build_freshness_sensor
@@ -49,7 +49,7 @@ class DropFolder:
     def __init__(self, settings: Settings, path: Path) -> None:
         self.path = path / "drop folder"
         self.platform = platform_at(settings.model_copy(update={"drop_folder": self.path}), MONDAY_EVENING)
-        self.sensor = build_file_sensor(CATALOGUE, {name: build_path_job(CATALOGUE, name) for name in calendars(CATALOGUE)})
+        self.sensor = build_file_sensor(CATALOGUE, {path.name: build_path_job(CATALOGUE, path) for path in paths(CATALOGUE)})
         self.cursor: str | None = None
         self.map(FX_CANDLES_1H.name, MAPPING)
 
@@ -98,7 +98,7 @@ def test_a_dropped_file_asks_once_for_the_sessions_that_hold_its_rows(drop: Drop
     assert partitions.has_partition_key(first)
     assert partitions.has_partition_key(last)
     start, end = (calendar("FX").session(date.fromisoformat(label)) for label in (first, last))
-    rows = fetch(FX_CANDLES_1H, start.window_start, end.window_end, drop_folder=drop.path, clock=drop.platform.clock)
+    rows = fetch(FX_CANDLES_1H, start.window_start, end.window_end, settings=drop.platform.settings, clock=drop.platform.clock)
     assert rows.height == sum(time < "2018-12-31 22:30" for time in times)
     again = drop.tick()
     assert not again.run_requests

@@ -163,7 +163,7 @@ def test_a_partition_without_most_of_its_symbols_is_blocked_and_with_few_missing
     assert [check.name for check in first.audit.failed] == ["row_count: most expected rows are missing"]  # type: ignore[union-attr]
     assert first.blocked
     (gap,) = second.audit.failed  # type: ignore[union-attr]
-    assert (gap.name, gap.rows, gap.blocking) == ("calendar_gap: expected rows are missing", 2, False)
+    assert (gap.name, gap.rows, gap.blocking) == ("row_count: fewer than 80% of the expected rows came", 2, False)
     assert gap.examples[0].startswith("DDD ")
     assert deployment.bars().height == 3
 

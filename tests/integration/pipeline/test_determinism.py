@@ -81,7 +81,7 @@ def test_a_day_computed_again_gives_the_same_bits(real: Deployment) -> None:
     stored = real.features(MOMENTUM_FEATURES)
     for key in ("2004-12-31", "2005-01-03", "2005-02-28"):
         session = pipeline._range(stream_relation(MOMENTUM_FEATURES, stream), [key])
-        again = pipeline._compute(MOMENTUM_FEATURES, stream, pipeline._history_start(MOMENTUM_FEATURES, stream, session[0]), *session)
+        again = pipeline.inputs.compute(MOMENTUM_FEATURES, stream, *session, chunk_start=session[0])
         assert again.height == 6
         assert stored.filter(pl.col("event_timestamp").is_in(again["event_timestamp"].implode())).equals(again)
 
@@ -123,7 +123,7 @@ from featurestore_dagster.stores.postgres import Ledger, PostgresStore
 postgres = PostgresSettings()
 clock = FrozenClock(datetime(2018, 12, 31, 22, tzinfo=UTC))
 store, ledger = PostgresStore(postgres, clock), Ledger(postgres)
-pipeline = Pipeline(CATALOGUE, store, ledger, clock, lambda d, s, e: samples.fetch(d, s, e, clock=clock))
+pipeline = Pipeline(CATALOGUE.with_sources(["samples"]), store, ledger, clock, lambda d, s, e: samples.fetch(d, s, e, clock=clock))
 name, *keys = sys.argv[1:]
 if name in {dataset.name for dataset in CATALOGUE.datasets}:
     outcomes = pipeline.ingest(CATALOGUE.dataset(name), keys)

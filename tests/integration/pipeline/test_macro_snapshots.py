@@ -37,7 +37,7 @@ def macro(fresh_database: Settings) -> Deployment:
     with connect(fresh_database.postgres) as connection:
         connection.execute(
             "create table marts.macro_series (series_id text, observation_date date, event_timestamp timestamptz, known_at timestamptz,"
-            " value double precision, batch_id bigint)"
+            " value double precision, batch_id bigint, flags bigint not null default 0)"
         )
     for number, day in enumerate(DAYS):
         _release(deployment, "VIXCLS", date.fromisoformat(day), close_of(day) + 16 * HOUR, 15.0 + number, batch=number + 1)

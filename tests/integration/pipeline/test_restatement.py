@@ -109,7 +109,9 @@ def test_a_late_bar_is_published_late_and_says_so(filled: Deployment) -> None:
     filled.deliver(_walk([*WEEKS, next_day])[:-1])  # EEE lacks its last bar
     filled.ingest(*WEEKS, next_day)
     filled.materialise(DAILY_OHLCV_STATS, next_day)
-    assert filled.features(DAILY_OHLCV_STATS).filter(symbol="EEE")["event_timestamp"].max() == close_of(WEEKS[-1])
+    (absent,) = filled.features(DAILY_OHLCV_STATS).filter(symbol="EEE", event_timestamp=close_of(next_day)).rows(named=True)
+    assert absent["flags"] & QualityFlag.MISSING_OHLCV.value
+    assert {absent[name] for name in DAILY_OHLCV_STATS.feature_names} == {None}
     late = _walk([*WEEKS, next_day])
     arrived = filled.clock.advance(hours=30)
     late[-1] |= {"known_at": arrived, "known_at_basis": "observed"}

@@ -23,6 +23,7 @@ from featurestore_dagster.projections.relation import Relation, dataset_relation
 from featurestore_dagster.stores.postgres import Ledger, PostgresStore, Publication
 from featurestore_dagster.stores.postgres.connection import connect
 from featurestore_dagster.stores.postgres.publishing import Writer, lock_table
+from featurestore_dagster.stores.postgres.refused import REFUSED_SCHEMA
 from tests.integration.postgres.conftest import MovingClock
 from tests.unit.pipeline.frames import EQUITIES, MONDAY, bar, close_of, frame, keys_between, session_bars
 
@@ -221,6 +222,21 @@ def test_the_quality_log_counts_flags(store: PostgresStore) -> None:
     with connect(store.settings) as connection:
         log = connection.execute("select partition_key, outcome, flags from ops.quality_log where run_id = 'flags' order by 1").fetchall()
     assert log == [(MONDAY, "published", {"ZERO_VOLUME": 2}), ("2018-12-04", "published", {"ZERO_VOLUME": 3})]
+
+
+def test_the_quality_log_keeps_the_null_shares_of_a_dataset(store: PostgresStore) -> None:
+    """What `mostly_null` compares with: the newest audit of each of the last published partitions, blocked and empty ones left out."""
+    days = [MONDAY, "2018-12-04", "2018-12-06"]
+    rows = session_bars(days)
+    store.publish(BARS, frame(rows), days)
+    store.publish(BARS, frame([{**row, "volume": None if number < 2 else row["volume"]} for number, row in enumerate(rows[:10])]), days[:2])
+    store.block(BARS, {"2018-12-07": []}, pl.DataFrame(schema=REFUSED_SCHEMA))
+    store.publish(BARS, frame([]), ["2018-12-10"])
+    ledger = Ledger(store.settings)
+    shares = ledger.null_shares(BARS.name, "2018-12-31")
+    assert [(line["volume"], line["close"], line["trade_count"]) for line in shares] == [(0.4, 0.0, 1.0), (0.0, 0.0, 1.0), (0.0, 0.0, 1.0)]
+    assert [line["volume"] for line in ledger.null_shares(BARS.name, "2018-12-06", count=1)] == [0.0]
+    assert ledger.null_shares(BARS.name, MONDAY) == []
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)

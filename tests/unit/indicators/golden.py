@@ -10,7 +10,7 @@ DEFAULT_MONTHS = ("2008-12-01", "2018-12-01")
 
 GOLDEN: tuple[tuple[str, tuple[str, str], Feature, tuple[float | None, float | None]], ...] = (
     ("AAPL", AAPL_DAYS, momentum.ret.feature("ret_1", k=1), (-3.802957205e-02, 4.431746199e-02)),
-    ("AAPL", AAPL_DAYS, volatility.volatility_20d.feature(sessions_per_year=252), (3.662933400e-01, 3.843432383e-01)),
+    ("AAPL", AAPL_DAYS, volatility.volatility_20d.feature(), (3.662933400e-01, 3.843432383e-01)),
     ("AAPL", AAPL_DAYS, averages.ema.feature("ema_20", n=20), (2.540468606e02, 5.321675596e02)),
     ("AAPL", AAPL_DAYS, momentum.rsi.feature("rsi_14", n=14), (4.629073863e01, 4.700970337e01)),
     ("AAPL", AAPL_DAYS, volatility.atr.feature("atr_14", n=14), (1.041051987e01, 1.528163253e01)),

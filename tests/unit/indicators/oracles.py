@@ -5,28 +5,19 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import talib
 from numpy.lib.stride_tricks import sliding_window_view
 
 from featurestore_dagster.indicators import averages, bars, liquidity, macro, momentum, trend, volatility, volume
-from featurestore_dagster.model.indicator import Feature
+from tests.unit.indicators.event_oracles import EVENT_ORACLES
+from tests.unit.indicators.fundamental_oracles import FUNDAMENTAL_ORACLES
+from tests.unit.indicators.oracle import Oracle
+from tests.unit.indicators.quote_oracles import QUOTE_ORACLES
+from tests.unit.indicators.sentiment_index_oracles import SENTIMENT_INDEX_ORACLES
 from tests.unit.indicators.series import RealSeries, Values
-
-BARS = ("AAPL", "MSFT", "IBM", "GOOG", "SP500", "NASDAQ", "EURUSD")
-
-
-@dataclass(frozen=True)
-class Oracle:
-    """A feature, its reference on the named real series, and the largest difference allowed: atol + rtol * abs(reference)."""
-
-    feature: Feature
-    reference: Callable[[RealSeries], Values]
-    rtol: float = 0.0
-    atol: float = 0.0
-    series: tuple[str, ...] = BARS
+from tests.unit.indicators.session_oracles import SESSION_ORACLES
 
 
 def _padded(values: Values, rows: int) -> Values:
@@ -145,6 +136,15 @@ def _volatility(name: str, sessions: int) -> Callable[[RealSeries], Values]:
     return lambda series: _rolling(_log_returns(series.column(name), 1), 20, np.std, ddof=1) * math.sqrt(sessions)
 
 
+def _rolling_vwap(n: int) -> Callable[[RealSeries], Values]:
+    def reference(series: RealSeries) -> Values:
+        high, low, close = _hlc(series)
+        volume = series.column("volume")
+        return _rolling((high + low + close) / 3 * volume, n, np.sum) / _rolling(volume, n, np.sum)
+
+    return reference
+
+
 def _zscore(name: str, n: int) -> Callable[[RealSeries], Values]:
     def reference(series: RealSeries) -> Values:
         values = series.column(name)
@@ -187,18 +187,22 @@ ORACLES = (
     *(Oracle(bars.raw_price.feature(name, column=f"raw_{name}"), _same(name)) for name in ("open", "high", "low", "close")),
     Oracle(bars.raw_volume.feature("volume"), _same("volume")),
     Oracle(bars.adjusted_close.feature(), _same("close")),
-    *(Oracle(averages.sma.feature(f"sma_{n}", n=n), lambda s, n=n: talib.SMA(s.column("close"), n), rtol=7e-15) for n in (5, 20, 200)),
+    Oracle(bars.quality_flags.feature(), _same("row_flags"), series=("trades",)),
+    *(
+        Oracle(averages.sma.feature(f"sma_{n}", n=n), lambda s, n=n: talib.SMA(s.column("close"), n), rtol=7e-15)
+        for n in (5, 10, 20, 50, 100, 200)
+    ),
     *(
         Oracle(averages.ema.feature(f"ema_{n}", n=n), lambda s, n=n: talib.EMA(s.column("close"), n), rtol=1e-15)
-        for n in (5, 12, 20, 26, 50, 100, 200)
+        for n in (5, 10, 12, 20, 26, 50, 100, 200)
     ),
     *(
         Oracle(momentum.ret.feature(f"ret_{k}", k=k), lambda s, k=k: talib.ROCP(s.column("close"), k), atol=4.5e-16)
-        for k in (1, 5, 21, 252)
+        for k in (1, 5, 10, 21, 60, 63, 126, 252)
     ),
     *(
         Oracle(momentum.log_ret.feature(f"log_ret_{k}", k=k), lambda s, k=k: _log_returns(s.column("close"), k), rtol=4e-16)
-        for k in (1, 12, 48)
+        for k in (1, 5, 12, 21, 48)
     ),
     *(Oracle(momentum.rsi.feature(f"rsi_{n}", n=n), lambda s, n=n: _rsi(s, n), atol=6e-14) for n in (5, 9, 14, 21)),
     *(
@@ -230,14 +234,16 @@ ORACLES = (
             lambda s, n=n: _rolling(_returns(s.column("close"), 1), n, np.std, ddof=1),
             atol=4e-16,
         )
-        for n in (10, 20, 252)
+        for n in (10, 20, 60, 252)
     ),
-    Oracle(volatility.volatility_20d.feature(sessions_per_year=252), _volatility("close", 252), rtol=1.1e-13),
+    Oracle(volatility.volatility_20d.feature(), _volatility("close", 252), rtol=1.1e-13),
     *(Oracle(volatility.atr.feature(f"atr_{n}", n=n), lambda s, n=n: talib.ATR(*_hlc(s), n), rtol=1e-15) for n in (7, 14, 21)),
     Oracle(volatility.atr_pct.feature(), lambda s: 100 * talib.ATR(*_hlc(s), 14) / s.column("close"), rtol=8e-16),
     Oracle(volatility.bollinger_bands_position.feature(), _bollinger, atol=1.6e-10),
     Oracle(volatility.bollinger_bands_position.feature("bollinger_numpy"), _bollinger_numpy, atol=3e-13),
     Oracle(volume.volume_sma_ratio.feature(), lambda s: s.column("volume") / talib.SMA(s.column("volume"), 20), rtol=1e-15),
+    *(Oracle(volume.rolling_vwap.feature(f"vwap_{n}", n=n), _rolling_vwap(n), rtol=2e-15) for n in (5, 20)),
+    Oracle(liquidity.average_dollar_volume.feature(), lambda s: _rolling(_dollars(s), 20, np.mean), rtol=1e-15),
     Oracle(liquidity.amihud_illiquidity.feature(), _amihud, rtol=1e-15),
     Oracle(liquidity.amihud_percentile.feature(), _percentile, atol=1e-15),
     Oracle(liquidity.liquidity_regime.feature(), _liquidity_regime),
@@ -261,4 +267,9 @@ ORACLES = (
     ),
     Oracle(macro.spy_volatility_20d.feature(), _volatility("spy_close", 252), rtol=1.1e-13, series=("SP500", "AAPL")),
     Oracle(macro.market_regime.feature(), _market_regime, series=("sp500_vix",)),
+    *SESSION_ORACLES,
+    *SENTIMENT_INDEX_ORACLES,
+    *QUOTE_ORACLES,
+    *FUNDAMENTAL_ORACLES,
+    *EVENT_ORACLES,
 )

@@ -8,7 +8,7 @@ import pytest
 from featurestore_dagster.indicators import averages, macro, momentum
 from featurestore_dagster.model.indicator import Feature
 from tests.unit.indicators.golden import GOLDEN
-from tests.unit.indicators.series import bar_series, macro_series
+from tests.unit.indicators.series import bar_series, every_series, macro_series
 
 TOLERANCE = 1e-9
 DIVIDEND_2012 = 2.65
@@ -21,7 +21,7 @@ def _values(frame: pl.DataFrame, feature: Feature, times: list[str]) -> list[flo
 
 @pytest.mark.parametrize(("name", "times", "feature", "expected"), [pytest.param(*case, id=f"{case[2].name}-{case[0]}") for case in GOLDEN])
 def test_golden_value(name: str, times: tuple[str, str], feature: Feature, expected: tuple[float | None, float | None]) -> None:
-    series = {**bar_series(), **macro_series()}[name]
+    series = every_series()[name]
     found = _values(series.frame, feature, list(times))
     assert found == [value if value is None else pytest.approx(value, rel=TOLERANCE) for value in expected]
 

@@ -3,16 +3,18 @@
 import numpy as np
 import pytest
 
-from tests.unit.indicators.oracles import ORACLES, Oracle
-from tests.unit.indicators.series import bar_series, macro_series
+from tests.unit.indicators.grains import evaluated
+from tests.unit.indicators.oracle import Oracle
+from tests.unit.indicators.oracles import ORACLES
+from tests.unit.indicators.series import every_series
 
 CASES = [pytest.param(oracle, name, id=f"{oracle.feature.name}-{name}") for oracle in ORACLES for name in oracle.series]
 
 
 @pytest.mark.parametrize(("oracle", "name"), CASES)
 def test_equals_reference(oracle: Oracle, name: str) -> None:
-    series = {**bar_series(), **macro_series()}[name]
-    found = series.frame.select(oracle.feature.expression()).to_series()
+    series = every_series()[name]
+    found = evaluated(series.frame, [oracle.feature]).to_series()
     expected = oracle.reference(series)
 
     assert found.is_nan().sum() == 0

@@ -19,7 +19,7 @@ def _market(close: pl.Series, spread: float = 0.0, traded: pl.Series | None = No
     columns = {"open": close, "high": close + spread, "low": close - spread, "close": close}
     volumes = traded if traded is not None else pl.Series([1000.0] * close.len())
     frame = pl.DataFrame({**columns, "volume": volumes})
-    return frame.with_columns(pl.all().name.prefix("raw_"), adjustment_factor=pl.lit(1.0))
+    return frame.with_columns(pl.all().name.prefix("raw_"), adjustment_factor=pl.lit(1.0), sessions_per_year=pl.lit(365.0))
 
 
 def _last(frame: pl.DataFrame, feature: Feature) -> float | None:
@@ -44,7 +44,7 @@ RISING = _market(pl.Series([100.0 + i for i in range(ROWS)]), spread=1.0)
         (trend.adx.feature(n=14), 0.0),
         (trend.trend_strength.feature(), 0.0),
         (volatility.vol.feature(n=20), 0.0),
-        (volatility.volatility_20d.feature(sessions_per_year=365), 0.0),
+        (volatility.volatility_20d.feature(), 0.0),
         (volatility.atr.feature(n=14), 0.0),
         (volatility.bollinger_bands_position.feature(), None),
         (volume.volume_sma_ratio.feature(), 1.0),

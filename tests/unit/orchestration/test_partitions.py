@@ -77,8 +77,11 @@ def test_a_partition_owns_the_instants_of_its_own_day(name: str) -> None:
 
 
 def test_partitions_begin_with_the_first_listing() -> None:
-    assert first_session(CATALOGUE, "XNYS") == date(1999, 1, 4)
-    assert first_session(CATALOGUE, "FX") == date(2017, 4, 19)
+    switched_on = CATALOGUE.with_sources(["samples", "files"])
+    assert first_session(switched_on, "XNYS") == date(1999, 1, 4)
+    assert first_session(switched_on, "FX") == date(2017, 4, 19)
+    assert first_session(switched_on, "24/7") == date(2017, 8, 17), "no source lists it: the first instrument does"
+    assert first_session(CATALOGUE, "XNYS") == date(1990, 1, 2)
 
 
 @pytest.mark.parametrize("name", CALENDARS)

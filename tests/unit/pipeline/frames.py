@@ -53,6 +53,8 @@ def bar(day: str, symbol: str | None = "AAA", /, **other: Any) -> dict[str, Any]
         "close": 101.0,
         "volume": 1000.0,
         "adjusted_close": None,
+        "trade_count": None,
+        "bar_vwap": None,
         "event_timestamp": close,
         "source": "files",
         "known_at": close,

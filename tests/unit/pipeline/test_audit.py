@@ -16,6 +16,7 @@ from featurestore_dagster.features.raw_tables import US_EQUITY_CORPORATE_ACTIONS
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.model.raw_table import Dataset
+from featurestore_dagster.model.time import Timeframe
 from featurestore_dagster.pipeline.audit import Audit, audit_dataset, audit_stream
 from featurestore_dagster.projections.postgres_table import feature_schema
 from tests.unit.pipeline.frames import (
@@ -85,8 +86,39 @@ def test_a_session_that_still_runs_owes_only_what_is_due() -> None:
 def test_half_of_the_rows_is_enough_and_less_is_not() -> None:
     rows = _hours(MONDAY, 7, ["AAA", "BBB"]) + _hours(MONDAY, 7, ["CCC"])[3:]
     assert len(rows) == 18  # of 35
-    assert _names(_audit(rows, MONDAY, dataset=HOURLY)) == {"calendar_gap": False}
+    assert _names(_audit(rows, MONDAY, dataset=HOURLY)) == {"row_count": False}
     assert _names(_audit(rows[:17], MONDAY, dataset=HOURLY)) == {"row_count": True}
+
+
+def test_four_fifths_of_the_rows_come_without_a_warning_about_their_number() -> None:
+    rows = sorted(_hours(MONDAY, 7), key=lambda row: row["event_timestamp"])
+    assert _names(_audit(rows[7:], MONDAY, dataset=HOURLY)) == {"calendar_gap": False}  # 28 of 35
+    assert _names(_audit(rows[8:], MONDAY, dataset=HOURLY)) == {"row_count": False}
+
+
+def test_a_fifth_more_rows_than_expected_is_a_warning() -> None:
+    def unlisted(count: int) -> list[dict[str, Any]]:
+        return [bar(MONDAY, f"ZZ{number}") for number in range(count)]
+
+    many = {f"S{number:02}": dataclasses.replace(LISTED["AAA"], symbol=f"S{number:02}") for number in range(20)}
+    rows = session_bars([MONDAY], many)
+    assert "row_count" not in _names(_audit([*rows, *unlisted(4)], MONDAY, listings=many))
+    assert _names(_audit([*rows, *unlisted(5)], MONDAY, listings=many))["row_count"] is False
+
+
+def test_an_intraday_session_may_lack_a_twentieth_of_a_symbol() -> None:
+    minutes = intraday(timeframe=Timeframe.ONE_MINUTE)
+    ends = NYSE.bar_ends(minutes.timeframe, NYSE.session(close_of(MONDAY).date()).opens, close_of(MONDAY))
+    rows = [
+        bar(MONDAY, symbol, event_timestamp=end, known_at=end, timeframe="1m", volume=1000.0 + number)
+        for symbol in SYMBOLS
+        for number, end in enumerate(ends)
+    ]
+    assert len(rows) == 5 * 390
+    assert _names(_audit(rows[19:], MONDAY, dataset=minutes)) == {}  # 4.9 % of AAA
+    gap = _audit(rows[20:], MONDAY, dataset=minutes)
+    assert _names(gap) == {"calendar_gap": False}
+    assert gap.partitions[MONDAY].failed[0].rows == 20
 
 
 def test_a_fifth_may_be_bad_and_more_may_not() -> None:

@@ -47,7 +47,8 @@ def _eurusd() -> pl.DataFrame:
     return rows.select(
         dataset=pl.lit(FX_CANDLES_1H.name), symbol=pl.lit("EURUSD"), timeframe=pl.lit("1h"),
         **{name: pl.col(name).cast(pl.Float64) for name in ("open", "high", "low", "close", "volume")},
-        adjusted_close=pl.lit(None, pl.Float64), event_timestamp=pl.col("event_timestamp"), source=pl.lit("files"),
+        adjusted_close=pl.lit(None, pl.Float64), trade_count=pl.lit(None, pl.Float64),
+        bar_vwap=pl.lit(None, pl.Float64), event_timestamp=pl.col("event_timestamp"), source=pl.lit("files"),
         known_at=pl.col("event_timestamp"), known_at_basis=pl.lit("assumed"), flags=pl.lit(0, pl.Int64),
     )  # fmt: skip
 

@@ -31,6 +31,8 @@ def test_defaults_need_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ("FEATURESTORE_CLOCK", "2018-12-31T22:00:00", "with zone"),
         ("FEATURESTORE_ENVIRONMENT", "prod", "development, test, production"),
         ("FEATURESTORE_SERVICES", "docker", "embedded"),
+        ("FEATURESTORE_SOURCES", "samples,polygon", "samples, files, binance, eodhd"),
+        ("FEATURESTORE_SOURCES", "samples,", "separated by commas"),
         ("FEATURESTORE_LOG_LEVEL", "verbose", "DEBUG, INFO, WARNING, ERROR"),
         ("FEATURESTORE_WEBSERVER_PORT", "70000", "0 to 65535"),
         ("FEATURESTORE_CODE_SERVER_PORT", "first", "0 to 65535"),

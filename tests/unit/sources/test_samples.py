@@ -12,6 +12,7 @@ from featurestore_dagster.features.raw_tables import FX_CANDLES_1H, US_EQUITY_CA
 from featurestore_dagster.features.sources import SAMPLES
 from featurestore_dagster.model.raw_table import Dataset
 from featurestore_dagster.model.time import FrozenClock
+from featurestore_dagster.settings import Settings
 from featurestore_dagster.sources import fetch, samples
 
 LONG_AGO = datetime(1980, 1, 1, tzinfo=UTC)
@@ -167,6 +168,6 @@ except ConfigurationError as error:
 
 
 def test_a_dataset_without_samples_gets_none_of_them(tmp_path) -> None:
-    rows = fetch(FX_CANDLES_1H, LONG_AGO, LATER, drop_folder=tmp_path, clock=FrozenClock(LATER))
+    rows = fetch(FX_CANDLES_1H, LONG_AGO, LATER, settings=Settings(data_folder=tmp_path), clock=FrozenClock(LATER))
     assert rows.is_empty()
     assert list(rows.columns) == [name for name in FX_CANDLES_1H.table.schema if name != "ingested_at"]

@@ -1,0 +1,1 @@
+"""Blocks: for each grain the function that brings values of its features to feature rows. Putting blocks together belongs to `compute`."""
