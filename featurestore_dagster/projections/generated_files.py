@@ -6,6 +6,7 @@ from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.projections.data_dictionary import data_dictionary
 from featurestore_dagster.projections.data_dictionary_page import data_dictionary_page
 from featurestore_dagster.projections.dbt_contract import dbt_files
+from featurestore_dagster.projections.graph_picture import graph_picture
 from featurestore_dagster.projections.json_schema import json_schema, samples
 
 
@@ -16,6 +17,7 @@ def generated_files(catalogue: Catalogue) -> dict[str, str]:
         "schemas/features.v1.json": _json(json_schema(catalogue)),
         **{f"schemas/samples/{name}.json": _json(sample) for name, sample in samples(catalogue).items()},
         "docs/data_dictionary.md": data_dictionary(catalogue),
+        "docs/images/graph.svg": graph_picture(catalogue),
         "docs/data_dictionary.html": data_dictionary_page(catalogue),
     }
 
