@@ -20,7 +20,7 @@ from featurestore_dagster.errors import ConfigurationError
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 
 PESO_OPENS, PESO_CLOSES = 13, 18
-"""Hours, UTC; Bogota has no clock changes."""
+"""Hours, UTC: Bogota has no clock changes, so its days and schedules are told in UTC."""
 
 
 @cache
@@ -65,7 +65,7 @@ def _peso_hours(exchange: ExchangeHours) -> ExchangeHours:
         return pl.col("session").cast(pl.Datetime("us")).dt.offset_by(f"{hour}h").dt.replace_time_zone("UTC")
 
     table = exchange.table.with_columns(opens=at(PESO_OPENS), closes=at(PESO_CLOSES))
-    return ExchangeHours(exchange.time_zone, exchange.first_day, exchange.last_day, table)
+    return ExchangeHours("UTC", exchange.first_day, exchange.last_day, table)
 
 
 def _exchange_calendar(name: str, exchange: ExchangeHours) -> MarketCalendar:

@@ -145,7 +145,7 @@ STATE_FEATURES = FeatureView(
     "Position in the symbol and time of the session, each minute of it",
     entities=(TICKER,),
     features=(position.feature(), time_normalized.feature()),
-    streams=(Stream("cop_1m", "cop", "COP", Timeframe.ONE_MINUTE, (COP_POSITIONS,), "* 8-13 * * 1-5"),),
+    streams=(Stream("cop_1m", "cop", "COP", Timeframe.ONE_MINUTE, (COP_POSITIONS,), "* 13-18 * * 1-5"),),
     slo=SLO(timedelta(minutes=1)),
     ttl=timedelta(hours=1),
     group="events",

@@ -75,7 +75,7 @@ MACRO_FEATURES = FeatureView(
             calendar="COP",
             timeframe=Timeframe.ONE_HOUR,
             inputs=(US_MACRO,),
-            schedule="5 9-13 * * 1-5",
+            schedule="5 14-18 * * 1-5",
         ),
         snapshots("crypto", "crypto", Timeframe.ONE_HOUR, US_MACRO),
     ),

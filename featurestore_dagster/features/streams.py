@@ -21,8 +21,8 @@ from featurestore_dagster.model.time import Timeframe
 AFTER_US_CLOSE = "15 16 * * 1-5"
 """Quarter of an hour after the regular close; on a holiday nothing is due, so nothing starts."""
 
-AFTER_PESO_CLOSE = "15 13 * * 1-5"
-IN_PESO_SESSION = "*/5 8-13 * * 1-5"
+AFTER_PESO_CLOSE = "15 18 * * 1-5"
+IN_PESO_SESSION = "*/5 13-18 * * 1-5"
 
 CADENCE = {
     Timeframe.ONE_MINUTE: "* * * * *",
@@ -47,6 +47,7 @@ US_EQUITY_5M = Stream(
 )
 FX_1H = Stream("fx_1h", "fx", "FX", Timeframe.ONE_HOUR, (FX_CANDLES_1H,), CADENCE[Timeframe.ONE_HOUR])
 COP_5M = Stream("cop_5m", "cop", "COP", Timeframe.FIVE_MINUTES, (COP_CANDLES_5M, COP_CANDLES_1D), IN_PESO_SESSION)
+COP_1D = Stream("cop_1d", "cop", "COP", Timeframe.ONE_DAY, (COP_CANDLES_1D,), AFTER_PESO_CLOSE)
 
 
 def crypto(timeframe: Timeframe, *beside: Dataset) -> Stream:

@@ -7,7 +7,7 @@ from featurestore_dagster.features.equity_views import CRYPTO_1D, EQUITY_VIEWS, 
 from featurestore_dagster.features.event_views import EVENT_VIEWS
 from featurestore_dagster.features.liquidity_views import LIQUIDITY_VIEWS
 from featurestore_dagster.features.macro_views import MACRO_VIEWS
-from featurestore_dagster.features.streams import US_EQUITY_1D
+from featurestore_dagster.features.streams import COP_1D, US_EQUITY_1D
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.model.indicator import published
 from featurestore_dagster.model.slo import SLO
@@ -19,7 +19,7 @@ COMPREHENSIVE_FEATURES_VIEW = FeatureView(
     "Every feature of the other views as it was known shortly after each daily bar, for training only",
     entities=(TICKER, TIMEFRAME),
     features=tuple(published(view.name, feature) for view in _MEMBERS for feature in view.features),
-    streams=(US_EQUITY_1D, CRYPTO_1D),
+    streams=(US_EQUITY_1D, COP_1D, CRYPTO_1D),
     slo=SLO(timedelta(days=1)),
     ttl=timedelta(days=1),
     group="training",

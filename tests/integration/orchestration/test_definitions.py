@@ -55,7 +55,7 @@ def test_every_asset_says_what_it_is(specs: dict[dg.AssetKey, dg.AssetSpec]) -> 
             "description": spec.description,
             "owner": spec.owners,
             "kind": spec.kinds,
-            "group": spec.group_name in {"raw", "indicators", "macro", "online"},
+            "group": spec.group_name in {"raw", "indicators", "macro", "events", "training", "online"},
             "column schema": spec.metadata.get("dagster/column_schema"),
         }.items()
         if not said

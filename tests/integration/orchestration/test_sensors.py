@@ -167,7 +167,7 @@ def test_freshness_is_posted_on_every_change_and_as_a_heartbeat(fresh_database: 
     assert not any(outcome.blocked for outcome in outcomes)
     served = evaluate(sensor, friday, empty.cursor)
     (event,) = posted(served).values()
-    assert (event.asset_key.to_user_string(), event.passed, text(event, "state")) == ("daily_ohlcv_stats", True, "CLOSED")
+    assert (event.asset_key.to_user_string(), event.passed, text(event, "state")) == ("daily_ohlcv_stats_us_equity_1d", True, "CLOSED")
     assert text(event, "watermark") == "2018-12-28T21:00:00+00:00"
     assert text(event, "clock") == "replay clock: 2018-12-28T22:00:00+00:00"
 

@@ -15,6 +15,7 @@ import pytest
 from featurestore_dagster.errors import ConfigurationError
 from featurestore_dagster.features.raw_tables import DATASETS, FX_CANDLES_1H, US_EQUITY_CANDLES_1D, US_MACRO
 from featurestore_dagster.model.time import FrozenClock
+from featurestore_dagster.settings import Settings
 from featurestore_dagster.sources import fetch
 from featurestore_dagster.sources.files import LandedFile, RefusedFile, landed, pending, take
 
@@ -52,7 +53,7 @@ def put(drop: Path, name: str, content: str, *, done: bool = True) -> Path:
 
 
 def all_rows(drop: Path) -> pl.DataFrame:
-    return fetch(FX_CANDLES_1H, LONG_AGO, NOW, drop_folder=drop, clock=CLOCK)
+    return fetch(FX_CANDLES_1H, LONG_AGO, NOW, settings=Settings(drop_folder=drop), clock=CLOCK)
 
 
 def files_below(folder: Path) -> list[str]:
@@ -99,9 +100,9 @@ def test_the_window_of_a_fetch_excludes_its_start_and_includes_its_end(drop: Pat
     put(drop, "bars.csv", HEADER + "".join(BAR.replace("10:00", f"{hour}:00") for hour in (10, 11, 12)))
     take(FX_CANDLES_1H, drop, CLOCK)
     start = datetime(2018, 1, 2, 10, tzinfo=UTC)
-    rows = fetch(FX_CANDLES_1H, start, start + timedelta(hours=1), drop_folder=drop, clock=CLOCK)
+    rows = fetch(FX_CANDLES_1H, start, start + timedelta(hours=1), settings=Settings(drop_folder=drop), clock=CLOCK)
     assert rows["event_timestamp"].to_list() == [start + timedelta(hours=1)]
-    assert fetch(FX_CANDLES_1H, start - timedelta(hours=1), start, drop_folder=drop, clock=CLOCK).height == 1
+    assert fetch(FX_CANDLES_1H, start - timedelta(hours=1), start, settings=Settings(drop_folder=drop), clock=CLOCK).height == 1
 
 
 def test_a_parquet_file_is_landed_beside_its_rows(drop: Path) -> None:
@@ -325,7 +326,7 @@ def test_the_files_source_delivers_beside_the_samples(drop: Path) -> None:
     (folder / "bars.csv.done").touch()
     take(US_EQUITY_CANDLES_1D, drop, CLOCK)
     close = datetime(2018, 12, 24, 18, tzinfo=UTC)
-    rows = fetch(US_EQUITY_CANDLES_1D, close - timedelta(hours=1), close, drop_folder=drop, clock=CLOCK)
+    rows = fetch(US_EQUITY_CANDLES_1D, close - timedelta(hours=1), close, settings=Settings(drop_folder=drop), clock=CLOCK)
     assert rows.select("symbol", "source", "event_timestamp").rows() == [
         ("IXIC", "samples", close),
         ("SPX", "files", close),
