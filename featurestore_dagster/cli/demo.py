@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import asdict
-from datetime import date
+from datetime import date, timedelta
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +11,7 @@ from featurestore_dagster.cli.browse import print_vector
 from featurestore_dagster.cli.operate import connected, freshness_rows, print_freshness, run_path
 from featurestore_dagster.cli.output import AsJson, console, print_json, print_rows
 from featurestore_dagster.features import CATALOGUE
+from featurestore_dagster.model.time import Timeframe
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.postgres import PostgresStore
 
@@ -20,9 +21,12 @@ DEMO_CLOCK = "2018-12-31T22:00:00Z"
 DEMO_SYMBOL = "SPX"
 DEMO_SERVICE = "daily_equity_service"
 
+OBSERVED_SYMBOL, OBSERVED_CALENDAR, OBSERVED_DAYS = "USDCOP", "COP", timedelta(days=4)
+"""The samples have no bars of the peso, but the macro side of its observation, and its session's clock."""
 
-def demo(start: Annotated[str, typer.Option(help="First session to ingest, YYYY-MM-DD.")] = "2009-01-02", as_json: bool = AsJson) -> None:
-    """Start the stores, ingest ten years of real daily data, run the graph through Dagster, and serve a vector.
+
+def demo(start: Annotated[str, typer.Option(help="First session to ingest, YYYY-MM-DD.")] = "2012-01-03", as_json: bool = AsJson) -> None:
+    """Start the stores, ingest seven years of real daily data, run the graph through Dagster, and serve a vector.
 
     Runs on a replay clock (2018-12-31T22:00:00Z) unless FEATURESTORE_CLOCK says otherwise. A second run publishes nothing new.
 
@@ -52,6 +56,10 @@ def demo(start: Annotated[str, typer.Option(help="First session to ingest, YYYY-
         _.stop()
         run = run_path(running, "XNYS", date.fromisoformat(start), clock.now().date(), quiet=as_json)
         lap("ingest, compute, publish, sync")
+        for cadence in (None, Timeframe.ONE_MINUTE):
+            last = clock.now().date()
+            run_path(running, OBSERVED_CALENDAR, last - OBSERVED_DAYS, last, cadence=cadence, quiet=as_json)
+        lap(f"what the samples know of {OBSERVED_SYMBOL}")
         client = FeatureStoreClient(running)
         entity = {"symbol": DEMO_SYMBOL, "timeframe": "1d", "portfolio": "GLOBAL"}
         vector = client.get_online_features(DEMO_SERVICE, [entity])
@@ -87,7 +95,11 @@ def _print(run: Any, vector: Any, states: list[dict[str, Any]], seconds: dict[st
     for command, meaning in (
         (f"{prefix}make up", "the Dagster UI on this data: graph, partitions, backfills, checks"),
         (f"{prefix}.venv/bin/featurestore get {DEMO_SERVICE} --symbol SPX", "the vector again, from Redis"),
-        (f".venv/bin/featurestore get {DEMO_SERVICE} --symbol AAPL --as-of 2012-08-10T00:00:00Z", "what was known about Apple that day"),
+        (f".venv/bin/featurestore get {DEMO_SERVICE} --symbol AAPL --as-of 2013-02-15T22:00:00Z", "what was known about Apple that day"),
+        (
+            f"{prefix}.venv/bin/featurestore get observation_15d --symbol {OBSERVED_SYMBOL}",
+            "fifteen values; NULL is what no source sends",
+        ),
         (f"{prefix}.venv/bin/featurestore audit", "check everything against the declarations"),
         (".venv/bin/featurestore list", "views, services and datasets"),
     ):

@@ -65,15 +65,15 @@ def page(ui: str, chromium: str) -> Iterator[Page]:
 
 def test_graph_has_its_groups(page: Page, ui: str) -> None:
     page.goto(f"{ui}/asset-groups")
-    for group in ("raw", "indicators", "macro", "online"):
+    for group in ("raw", "indicators", "macro", "events", "training", "online"):
         expect(page.get_by_text(group, exact=True).first).to_be_visible()
 
 
 def test_asset_page_explains_itself(page: Page, ui: str) -> None:
-    page.goto(f"{ui}/assets/momentum_features?view=overview")
+    page.goto(f"{ui}/assets/momentum_features_us_equity_1d?view=overview")
     for text in ("Where the price stands against its own past", "market-data", "Polars", "Freshness policy", "trend_strength", "xnys_path"):
         expect(page.get_by_text(text).first).to_be_visible()
-    page.goto(f"{ui}/assets/momentum_features?view=partitions&partition={SESSION}")
+    page.goto(f"{ui}/assets/momentum_features_us_equity_1d?view=partitions&partition={SESSION}")
     expect(page.get_by_text("content_hash")).to_be_visible()
 
 
@@ -128,7 +128,7 @@ def test_bad_file_blocks_its_partition_and_the_last_good_values_stay(page: Page,
 
 def test_backfill_is_launched_from_the_ui(page: Page, ui: str) -> None:
     before = {run["runId"] for run in _runs(ui)}
-    page.goto(f"{ui}/assets/momentum_features?view=overview")
+    page.goto(f"{ui}/assets/momentum_features_us_equity_1d?view=overview")
     page.get_by_role("button", name=re.compile("Materialize")).first.click()
     box = page.get_by_role("dialog").locator("input[type=text]").first
     box.fill("[2018-11-05...2018-11-09]")

@@ -13,7 +13,8 @@ import polars as pl
 import pytest
 
 from featurestore_dagster.errors import ConfigurationError
-from featurestore_dagster.features.raw_tables import DATASETS, FX_CANDLES_1H, US_EQUITY_CANDLES_1D, US_MACRO
+from featurestore_dagster.features.raw_tables import FX_CANDLES_1H, US_EQUITY_CANDLES_1D, US_MACRO
+from featurestore_dagster.features.sources import FILES
 from featurestore_dagster.model.time import FrozenClock
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.sources import fetch
@@ -240,6 +241,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from featurestore_dagster.features.raw_tables import FX_CANDLES_1H
+from featurestore_dagster.features.sources import FILES
 from featurestore_dagster.model.time import FrozenClock
 from featurestore_dagster.sources.files import take
 print("ready", flush=True)
@@ -337,7 +339,7 @@ def test_the_files_source_delivers_beside_the_samples(drop: Path) -> None:
 def test_the_examples_of_the_guide_land(tmp_path: Path) -> None:
     guide = (Path(__file__).parents[3] / "docs" / "how-to" / "drop-files.md").read_text()
     examples = re.findall(r"```yaml\n(# (\w+)/mapping.yaml\n.*?)```\n\n```csv\n(.*?)```", guide, flags=re.DOTALL)
-    datasets = {dataset.name: dataset for dataset in DATASETS}
+    datasets = {dataset.name: dataset for dataset in FILES.datasets}
     assert {name for _, name, _ in examples} == datasets.keys()
     for mapping, name, content in examples:
         folder = tmp_path / name
