@@ -47,9 +47,10 @@ def refill(settings: Settings) -> None:
 
     clock = settings.make_clock()
     store, online = PostgresStore(settings.postgres, clock), RedisStore(settings.redis, PROJECT)
+    catalogue = CATALOGUE.with_sources(settings.source_names)
     if not store.drift(CATALOGUE):
         for view in (view for view in CATALOGUE.views if view.online):
-            sync_view(view, store, online, clock.now())
+            sync_view(view, store, online, clock.now(), catalogue)
 
 
 def up(

@@ -27,12 +27,12 @@ def print_rows(title: str, rows: Sequence[Mapping[str, Any]], *, empty: str = "n
         console.print(f"{title}: {empty}", highlight=False)
         return
     table = Table(title=title, title_justify="left", title_style="bold")
-    for name in rows[0]:
+    for place, name in enumerate(rows[0]):
         table.add_column(
             name.replace("_", " "),
             justify="right" if all(isinstance(row[name], int | float | None) for row in rows) else "left",
             overflow="fold",
-            no_wrap=name in NEVER_WRAPPED,
+            no_wrap=place == 0 or name in NEVER_WRAPPED,
         )
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))

@@ -61,7 +61,7 @@ answer["assets"] = {
         "fresh": node.freshness_policy is not None,
         "columns": [column.name for column in node.metadata["dagster/column_schema"].columns] if node.partitions_def else [],
     }
-    for name, node in nodes.items() if "trend_features" in name or name == "momentum_features"
+    for name, node in nodes.items() if "trend_features" in name or name == "momentum_features_us_equity_1d"
 }
 answer["feast"] = sorted(field.name for field in feast_objects(CATALOGUE)["view_trend_features"].features)
 
@@ -172,7 +172,7 @@ def test_everything_follows_from_indicator_and_view(copy: Path, fresh_database: 
     assert asset["partitions"] > 5000
     assert asset["fresh"]
     assert {"sma_distance_50", "sma_distance_200", "adx_14"} <= set(asset["columns"])
-    assert "sma_distance_50" in derived["assets"]["momentum_features"]["columns"]
+    assert "sma_distance_50" in derived["assets"]["momentum_features_us_equity_1d"]["columns"]
     assert derived["assets"]["online/trend_features"]["group"] == "online"
     assert derived["feast"] == ["adx_14", "sma_distance_200", "sma_distance_50"]
 

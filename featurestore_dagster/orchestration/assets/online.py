@@ -40,7 +40,7 @@ def build_online_asset(view: FeatureView) -> dg.AssetsDefinition:
     )
     def online_view(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult[Any]:
         try:
-            result = sync_view(view, platform.store, platform.online, platform.clock.now())
+            result = sync_view(view, platform.store, platform.online, platform.clock.now(), platform.catalogue)
         except TransientError as error:
             raise dg.RetryRequested(max_retries=MAXIMUM_RETRIES, seconds_to_wait=2 ** (context.retry_number + 1)) from error
         return dg.MaterializeResult(
