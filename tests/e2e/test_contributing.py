@@ -146,7 +146,7 @@ def test_the_walk_through_covers_indicator_view_and_source(blocks: list[tuple[st
     text = (PROJECT / "CONTRIBUTING.md").read_text()
     assert len(blocks) == text.count("\nNew file `") + text.count("\nEdit `")
     folders = {Path(name).parent.name for kind, name, _ in blocks if kind == "New file"}
-    assert folders == {"indicators", "features", "sources", "payloads"}
+    assert folders == {"indicators", "features", "sources", "vendor"}
 
 
 def test_its_code_keeps_the_rules(copy: Path, blocks: list[tuple[str, str, str]]) -> None:
