@@ -80,7 +80,9 @@ def mostly_null(dataset: Dataset, rows: pl.DataFrame, history: Iterable[Mapping[
         history: NULL share by column of the last published batches before these, oldest first; an absent column did not exist yet.
     """
     columns = [column.name for column in dataset.table.columns if column.nullable]
-    batches = rows.group_by("partition_key").agg(pl.col(columns).is_null().mean()).sort("partition_key")
+    # A file that corrects prices need not repeat what another source delivers: a value counts as NULL when no source has it.
+    by_key = rows.group_by("partition_key", *dataset.table.key, "event_timestamp").agg(pl.col(columns).is_null().all())
+    batches = by_key.group_by("partition_key").agg(pl.col(columns).mean()).sort("partition_key")
     past: deque[Mapping[str, float]] = deque(history, maxlen=NULL_HISTORY_BATCHES)
     failed: FailedChecks = {}
     for line in batches.iter_rows(named=True):

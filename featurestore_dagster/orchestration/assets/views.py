@@ -37,12 +37,12 @@ def build_stream_asset(catalogue: Catalogue, view: FeatureView, stream: Stream, 
         for dataset in stream.inputs
     ]
     lineage = column_lineage(view, stream)
-    plotted = next(feature.name for feature in view.features)
 
     def describe(outcomes: list[PartitionOutcome]) -> dict[str, Any]:
         rows = pl.concat([outcome.rows for outcome in outcomes])
         metadata: dict[str, Any] = {"dagster/column_lineage": lineage}
         if not rows.is_empty():
+            plotted = next((name for name in view.feature_names if rows[name].count()), view.feature_names[0])
             metadata["plot"] = presentation.plot(rows, plotted, view.join_keys[0], f"{plotted} of {view.label}")
             metadata["distributions"] = presentation.distributions(rows, view)
         return metadata
