@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,7 +92,19 @@ def _database(settings: Settings, template: str) -> Iterator[Settings]:
     with redis.Redis.from_url(settings.redis.url) as client:
         client.flushall()
     yield _in_database(settings, name)
-    _execute(settings, sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+    _drop(settings, sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+def _drop(settings: Settings, statement: sql.Composed) -> None:
+    """Execute, as soon as the server's own vacuum, which our role may not end, has left the database."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return _execute(settings, statement)
+        except psycopg.errors.InsufficientPrivilege:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _in_database(settings: Settings, name: str) -> Settings:
