@@ -11,8 +11,6 @@ from featurestore_dagster.model.units import Unit
 
 UTC_MICROSECONDS = pl.Datetime("us", "UTC")
 
-BITEMPORAL_COLUMNS = ("event_timestamp", "known_at", "ingested_at")
-
 
 @dataclass(frozen=True)
 class Column:

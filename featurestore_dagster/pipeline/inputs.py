@@ -87,12 +87,11 @@ class Inputs:
         now = self.clock.now()
         if stream.is_bar_by_bar:
             return compute(view, stream, self._frames(view, stream, chunk_start, end, now), start, end)
+        every, at = self._snapshots(view, stream, start, min(end, max(start, now))), pl.col("event_timestamp")
         rows = [pl.DataFrame(schema=feature_schema(view))]
         for since, until in pairwise([BEGINNING, *self._restatements(view, stream, chunk_start, end, now), None]):
             as_of = until - timedelta(microseconds=1) if until else now
-            snapshots = self._snapshots(view, stream, start, min(end, max(start, now)))
-            at = pl.col("event_timestamp")
-            snapshots = snapshots.filter((at >= since) & ((at < until) if until else True))
+            snapshots = every.filter((at >= since) & ((at < until) if until else True))
             if not snapshots.is_empty():
                 frames = self._frames(view, stream, chunk_start, end, as_of, snapshots=snapshots)
                 rows.append(compute(view, stream, frames, start, end))
