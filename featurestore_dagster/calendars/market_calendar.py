@@ -181,6 +181,23 @@ class MarketCalendar:
         """
         return timedelta(microseconds=min(self._traded(end)) - min(self._traded(start)))
 
+    def open_microseconds_at(self, microseconds: int) -> int:
+        """As `open_microseconds`, of one instant given in microseconds since 1970: a thousandth of the cost of a series."""
+        return min(self._traded_at(microseconds))
+
+    def after_open_time(self, start: datetime, span: timedelta) -> datetime:
+        """The first instant at which the market has been open for `span`, above zero, since `start`.
+
+        Raises:
+            UnknownPartitionError: `start`, or that instant, is outside the calendar's range.
+        """
+        target = min(self._traded(start)) + span // MICROSECOND
+        _, shift, most = self._segment_lists
+        segment = bisect_left(most, target)
+        if segment == len(most):
+            raise self._uncovered(start + span)
+        return _instant(target + shift[segment])
+
     def open_microseconds(self, instants: pl.Series) -> pl.Series:
         """Time for which the market was open from the calendar's start to each instant; the age of x at y is the difference of theirs.
 
@@ -237,7 +254,9 @@ class MarketCalendar:
 
     def _traded(self, instant: datetime) -> tuple[int, int]:
         """Open time at the instant if its segment were endless, and at its segment's end; the smaller one is the open time."""
-        at = _microseconds(instant)
+        return self._traded_at(_microseconds(instant))
+
+    def _traded_at(self, at: int) -> tuple[int, int]:
         self._position(at)
         opens, shift, most = self._segment_lists
         segment = bisect_right(opens, at) - 1

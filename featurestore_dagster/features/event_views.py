@@ -13,34 +13,8 @@ from featurestore_dagster.features.raw_tables import (
     US_EQUITY_CORPORATE_ACTIONS,
 )
 from featurestore_dagster.features.streams import DAILY_BAR, US_EQUITY_1D, crypto, snapshots, with_inputs
-from featurestore_dagster.indicators.bars import quality_flags
-from featurestore_dagster.indicators.fundamentals import (
-    debt_to_assets,
-    debt_to_equity,
-    eps_growth_yoy,
-    market_cap,
-    net_income_growth_yoy,
-    pb_ratio,
-    pe_ratio,
-    revenue_growth_yoy,
-    roa,
-    roe,
-)
-from featurestore_dagster.indicators.momentum import ret
-from featurestore_dagster.indicators.sentiment import (
-    analyst_rating,
-    analyst_rating_count,
-    event_count,
-    news_sentiment,
-    sentiment_conf_mean,
-    sentiment_mean,
-    sentiment_std,
-    sentiment_weighted,
-    social_sentiment,
-)
-from featurestore_dagster.indicators.sentiment_index import fear_greed_index
-from featurestore_dagster.indicators.state import position, time_normalized
-from featurestore_dagster.indicators.volatility import vol
+from featurestore_dagster.features.universe import CRYPTO
+from featurestore_dagster.indicators import bars, fundamentals, momentum, sentiment, sentiment_index, state, volatility
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.slo import SLO
 from featurestore_dagster.model.time import Timeframe
@@ -49,11 +23,11 @@ HOUR, DAY, WEEK, HALF_YEAR = 3600, 86_400, 7 * 86_400, 180 * 86_400
 """Lengths of event windows, seconds."""
 
 EVENTS_OF_THE_HOUR = (
-    event_count.feature("event_count_1h", window_seconds=HOUR),
-    sentiment_mean.feature("sentiment_mean_1h", window_seconds=HOUR),
-    sentiment_conf_mean.feature("sentiment_conf_mean_1h", window_seconds=HOUR),
-    sentiment_weighted.feature("sentiment_weighted_1h", window_seconds=HOUR),
-    sentiment_std.feature("sentiment_std_1h", window_seconds=HOUR),
+    sentiment.event_count.feature("event_count_1h", window_seconds=HOUR),
+    sentiment.sentiment_mean.feature("sentiment_mean_1h", window_seconds=HOUR),
+    sentiment.sentiment_conf_mean.feature("sentiment_conf_mean_1h", window_seconds=HOUR),
+    sentiment.sentiment_weighted.feature("sentiment_weighted_1h", window_seconds=HOUR),
+    sentiment.sentiment_std.feature("sentiment_std_1h", window_seconds=HOUR),
 )
 
 EVENT_FEATURES_1H = FeatureView(
@@ -62,8 +36,8 @@ EVENT_FEATURES_1H = FeatureView(
     entities=(TICKER,),
     features=EVENTS_OF_THE_HOUR,
     streams=(
-        snapshots("crypto", "crypto", Timeframe.ONE_MINUTE, MARKET_EVENTS),
-        snapshots("us_equity", "us_equity", Timeframe.ONE_MINUTE, MARKET_EVENTS),
+        snapshots(CRYPTO, Timeframe.ONE_MINUTE, MARKET_EVENTS),
+        snapshots("us_equity", Timeframe.ONE_MINUTE, MARKET_EVENTS),
     ),
     slo=SLO(timedelta(minutes=2)),
     ttl=timedelta(hours=1),
@@ -77,21 +51,21 @@ SENTIMENT_FEATURES_VIEW = FeatureView(
     "Sentiment of news, posts and analysts, and the market's fear and greed",
     entities=(TICKER,),
     features=(
-        news_sentiment.feature("news_sentiment", window_seconds=DAY),
-        social_sentiment.feature(window_seconds=DAY),
-        fear_greed_index.feature(),
-        news_sentiment.feature("news_sentiment_1d", window_seconds=DAY),
-        news_sentiment.feature("news_sentiment_7d", window_seconds=WEEK),
-        analyst_rating.feature(window_seconds=HALF_YEAR),
-        analyst_rating_count.feature(window_seconds=HALF_YEAR),
+        sentiment.news_sentiment.feature("news_sentiment", window_seconds=DAY),
+        sentiment.social_sentiment.feature(window_seconds=DAY),
+        sentiment_index.fear_greed_index.feature(),
+        sentiment.news_sentiment.feature("news_sentiment_1d", window_seconds=DAY),
+        sentiment.news_sentiment.feature("news_sentiment_7d", window_seconds=WEEK),
+        sentiment.analyst_rating.feature(window_seconds=HALF_YEAR),
+        sentiment.analyst_rating_count.feature(window_seconds=HALF_YEAR),
     ),
     streams=(
         replace(
-            snapshots("crypto", "crypto", Timeframe.FIFTEEN_MINUTES, *_SENTIMENT_INPUTS, CRYPTO_FEAR_GREED),
+            snapshots(CRYPTO, Timeframe.FIFTEEN_MINUTES, *_SENTIMENT_INPUTS, CRYPTO_FEAR_GREED),
             slo=SLO(timedelta(minutes=30)),
             ttl=timedelta(minutes=30),
         ),
-        snapshots("us_equity", "us_equity", Timeframe.FIFTEEN_MINUTES, *_SENTIMENT_INPUTS),
+        snapshots("us_equity", Timeframe.FIFTEEN_MINUTES, *_SENTIMENT_INPUTS),
     ),
     slo=SLO(timedelta(hours=4)),
     ttl=timedelta(hours=4),
@@ -105,11 +79,11 @@ FEATURE_VECTORS = FeatureView(
     "Contract fs_v1: returns, volatility and events of the last hour at each bar, with the row's quality flags",
     entities=(TICKER, TIMEFRAME),
     features=(
-        ret.feature("ret_1", k=1),
-        ret.feature("ret_5", k=5),
-        vol.feature("vol_20", n=20),
+        momentum.ret.feature("ret_1", k=1),
+        momentum.ret.feature("ret_5", k=5),
+        volatility.vol.feature("vol_20", n=20),
         *EVENTS_OF_THE_HOUR,
-        quality_flags.feature(),
+        bars.quality_flags.feature(),
     ),
     streams=(replace(with_inputs(US_EQUITY_1D, MARKET_EVENTS), slo=DAILY_BAR), crypto(Timeframe.ONE_MINUTE, MARKET_EVENTS)),
     slo=SLO(timedelta(minutes=2)),
@@ -123,16 +97,16 @@ FUNDAMENTAL_FEATURES = FeatureView(
     "Valuation, profitability, debt and growth by the filings known at the close",
     entities=(TICKER,),
     features=(
-        market_cap.feature(),
-        pe_ratio.feature(),
-        pb_ratio.feature(),
-        roe.feature(),
-        roa.feature(),
-        debt_to_equity.feature(),
-        debt_to_assets.feature(),
-        revenue_growth_yoy.feature(),
-        eps_growth_yoy.feature(),
-        net_income_growth_yoy.feature(),
+        fundamentals.market_cap.feature(),
+        fundamentals.pe_ratio.feature(),
+        fundamentals.pb_ratio.feature(),
+        fundamentals.roe.feature(),
+        fundamentals.roa.feature(),
+        fundamentals.debt_to_equity.feature(),
+        fundamentals.debt_to_assets.feature(),
+        fundamentals.revenue_growth_yoy.feature(),
+        fundamentals.eps_growth_yoy.feature(),
+        fundamentals.net_income_growth_yoy.feature(),
     ),
     streams=(with_inputs(US_EQUITY_1D, US_COMPANY_FACTS),),
     slo=SLO(timedelta(days=1)),
@@ -144,7 +118,7 @@ STATE_FEATURES = FeatureView(
     "state_features",
     "Position in the symbol and time of the session, each minute of it",
     entities=(TICKER,),
-    features=(position.feature(), time_normalized.feature()),
+    features=(state.position.feature(), state.time_normalized.feature()),
     streams=(Stream("cop_1m", "cop", "COP", Timeframe.ONE_MINUTE, (COP_POSITIONS,), "* 13-18 * * 1-5"),),
     slo=SLO(timedelta(minutes=1)),
     ttl=timedelta(hours=1),

@@ -10,7 +10,7 @@ import polars as pl
 from featurestore_dagster.errors import DeclarationError
 from featurestore_dagster.features.raw_tables import US_EQUITY_CANDLES_1D
 from featurestore_dagster.features.release_calendar import Period, ReleaseRule
-from featurestore_dagster.features.universe import INSTRUMENTS, instruments
+from featurestore_dagster.features.universe import CRYPTO, INSTRUMENTS, instruments
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.model.indicator import Grain
 
@@ -72,15 +72,16 @@ class ReleasedSeries:
         """Time zone of the release's day."""
         return self.release.time_zone if self.release.is_exact else "America/Chicago"
 
-    def due_at(self, newest: date, business_days: pl.Series) -> datetime | None:
-        """When the observation after `newest` must be usable: its release plus the embargo, UTC; None beyond the business days.
+    def due_instants(self, business_days: pl.Series) -> pl.Series:
+        """When each observation must be usable: its release plus the embargo. Datetime(us, UTC), ascending, each instant once.
 
         Args:
-            newest: Greatest observation date there is.
-            business_days: Date, ascending: sessions of the calendar `release.calendar`.
+            business_days: Date, ascending: sessions of the calendar `release.calendar`. They are the observation dates, or their months;
+                what is released after the last of them is left out.
         """
-        released = self.release.next_release(newest, business_days)
-        return None if released is None else released + self.embargo
+        observed = business_days if self.frequency == "daily" else business_days.dt.month_start().unique()
+        released = self.release.release_instants(observed, business_days).drop_nulls()
+        return (released + self.embargo).unique().sort()
 
     def released_at(self, day: date) -> datetime:
         """Instant from which a vintage of this day counts, UTC."""
@@ -165,7 +166,7 @@ MACRO_SERIES = (
         "provider_fear_greed",
         "FNG",
         "fear and greed index of the crypto market, as its provider computes it",
-        symbols=tuple(found.symbol for found in instruments("crypto")),
+        symbols=tuple(found.symbol for found in instruments(CRYPTO)),
     ),
 )
 

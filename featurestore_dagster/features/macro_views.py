@@ -5,18 +5,8 @@ from datetime import timedelta
 from featurestore_dagster.features.entities import PORTFOLIO, TICKER
 from featurestore_dagster.features.raw_tables import US_EQUITY_CANDLES_1D, US_EQUITY_CORPORATE_ACTIONS, US_MACRO
 from featurestore_dagster.features.streams import snapshots
-from featurestore_dagster.indicators.macro import (
-    change,
-    index_level,
-    market_regime,
-    rate_spread,
-    spread,
-    spread_level,
-    spy_return,
-    spy_volatility_20d,
-    yield_level,
-    zscore,
-)
+from featurestore_dagster.features.universe import CRYPTO
+from featurestore_dagster.indicators import macro
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.slo import SLO
 from featurestore_dagster.model.time import Timeframe
@@ -26,16 +16,16 @@ PORTFOLIO_MACRO_FEATURES = FeatureView(
     "Benchmark returns, volatility, rates and regime as known at each hourly snapshot of the session",
     entities=(PORTFOLIO,),
     features=(
-        spy_return.feature("spy_return_1d", k=1),
-        spy_return.feature("spy_return_5d", k=5),
-        spy_return.feature("spy_return_20d", k=20),
-        spy_volatility_20d.feature(),
-        index_level.feature("vix", column="vix"),
-        spread.feature("term_spread", minuend="treasury_10y", subtrahend="treasury_2y"),
-        spread_level.feature("credit_spread", column="credit_spread"),
-        yield_level.feature("treasury_2y", column="treasury_2y"),
-        yield_level.feature("treasury_10y", column="treasury_10y"),
-        market_regime.feature(),
+        macro.spy_return.feature("spy_return_1d", k=1),
+        macro.spy_return.feature("spy_return_5d", k=5),
+        macro.spy_return.feature("spy_return_20d", k=20),
+        macro.spy_volatility_20d.feature(),
+        macro.index_level.feature("vix", column="vix"),
+        macro.spread.feature("term_spread", minuend="treasury_10y", subtrahend="treasury_2y"),
+        macro.spread_level.feature("credit_spread", column="credit_spread"),
+        macro.yield_level.feature("treasury_2y", column="treasury_2y"),
+        macro.yield_level.feature("treasury_10y", column="treasury_10y"),
+        macro.market_regime.feature(),
     ),
     streams=(
         Stream(
@@ -60,13 +50,13 @@ MACRO_FEATURES = FeatureView(
     "Dollar, volatility, credit, oil and rates as known at each hourly snapshot, for the instruments of a market",
     entities=(TICKER,),
     features=(
-        zscore.feature("dxy_z", n=YEAR_OBSERVATIONS, column="dxy"),
-        change.feature("dxy_change_1d", column="dxy"),
-        zscore.feature("vix_z", n=YEAR_OBSERVATIONS, column="vix"),
-        zscore.feature("embi_z", n=YEAR_OBSERVATIONS, column="embi"),
-        change.feature("brent_change_1d", column="brent"),
-        rate_spread.feature(),
-        change.feature("usdmxn_change_1d", column="usdmxn"),
+        macro.zscore.feature("dxy_z", n=YEAR_OBSERVATIONS, column="dxy"),
+        macro.change.feature("dxy_change_1d", column="dxy"),
+        macro.zscore.feature("vix_z", n=YEAR_OBSERVATIONS, column="vix"),
+        macro.zscore.feature("embi_z", n=YEAR_OBSERVATIONS, column="embi"),
+        macro.change.feature("brent_change_1d", column="brent"),
+        macro.rate_spread.feature(),
+        macro.change.feature("usdmxn_change_1d", column="usdmxn"),
     ),
     streams=(
         Stream(
@@ -77,7 +67,7 @@ MACRO_FEATURES = FeatureView(
             inputs=(US_MACRO,),
             schedule="5 14-18 * * 1-5",
         ),
-        snapshots("crypto", "crypto", Timeframe.ONE_HOUR, US_MACRO),
+        snapshots(CRYPTO, Timeframe.ONE_HOUR, US_MACRO),
     ),
     slo=SLO(timedelta(hours=1)),
     ttl=timedelta(hours=24),

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import polars as pl
 
+from featurestore_dagster.features.universe import CRYPTO
 from featurestore_dagster.model.raw_table import Column, Dataset, RawTable
 from featurestore_dagster.model.time import Timeframe
 from featurestore_dagster.model.units import Unit
@@ -162,10 +163,13 @@ US_COMPANY_FACTS = _arrivals(
 COP_CANDLES_5M = _candles("cop", "COP", Timeframe.FIVE_MINUTES, "Five-minute bars of the dollar in Colombian pesos, local session")
 COP_CANDLES_1D = _candles("cop", "COP", Timeframe.ONE_DAY, "Daily bars of the dollar in Colombian pesos, local session")
 COP_POSITIONS = _arrivals("cop_positions", POSITIONS, "cop", "COP", Timeframe.ONE_MINUTE, "Positions of the execution service")
-CRYPTO_CANDLES = {timeframe: _candles("crypto", "24/7", timeframe, f"{timeframe} bars of crypto pairs, spot") for timeframe in Timeframe}
-CRYPTO_QUOTES = _arrivals("crypto_quotes", QUOTES, "crypto", "24/7", Timeframe.ONE_MINUTE, "Order books of crypto pairs, spot")
+CRYPTO_CANDLES = {timeframe: _candles(CRYPTO, "24/7", timeframe, f"{timeframe} bars of crypto pairs, spot") for timeframe in Timeframe}
+CRYPTO_QUOTES = _arrivals("crypto_quotes", QUOTES, CRYPTO, "24/7", Timeframe.ONE_MINUTE, "Order books of crypto pairs, spot")
+CRYPTO_SUPPLY = _arrivals(
+    "crypto_supply", COMPANY_FACTS, CRYPTO, "24/7", Timeframe.ONE_DAY, "Circulating supply of coins, told like a firm's shares_outstanding"
+)
 CRYPTO_FEAR_GREED = _arrivals(
-    "crypto_fear_greed", MACRO_OBSERVATIONS, "crypto", "24/7", Timeframe.ONE_DAY, "Daily fear and greed index of the crypto market"
+    "crypto_fear_greed", MACRO_OBSERVATIONS, CRYPTO, "24/7", Timeframe.ONE_DAY, "Daily fear and greed index of the crypto market"
 )
 MARKET_EVENTS = _arrivals("market_events", EVENTS, "news", "24/7", Timeframe.ONE_MINUTE, "News, posts and ratings of all symbols")
 
@@ -181,6 +185,7 @@ DATASETS = (
     COP_POSITIONS,
     *CRYPTO_CANDLES.values(),
     CRYPTO_QUOTES,
+    CRYPTO_SUPPLY,
     CRYPTO_FEAR_GREED,
     MARKET_EVENTS,
 )

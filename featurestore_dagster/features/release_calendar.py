@@ -1,7 +1,7 @@
 """Release calendar: when a publisher brings out the value of a day, week or month. Which series follows which rule is in `macro_series`."""
 
 from dataclasses import dataclass
-from datetime import date, datetime, time
+from datetime import time
 from enum import StrEnum
 
 import polars as pl
@@ -59,18 +59,3 @@ class ReleaseRule:
             days = business_days.gather(pl.select(pl.when(position < business_days.len()).then(position)).to_series())
         local = days.to_frame("day").select(pl.col("day").dt.combine(self.at).dt.replace_time_zone(self.time_zone))
         return local.to_series().dt.convert_time_zone("UTC").cast(UTC_MICROSECONDS).rename(observation_dates.name)
-
-    def next_observation(self, newest: date, business_days: pl.Series) -> date | None:
-        """The observation date after `newest`: the next business day, or the first of the next month; None when no day is left."""
-        if self.period is Period.MONTH:
-            return date(newest.year + newest.month // 12, newest.month % 12 + 1, 1)
-        later = int(business_days.search_sorted(newest, side="right"))
-        return business_days[later] if later < business_days.len() else None
-
-    def next_release(self, newest: date, business_days: pl.Series) -> datetime | None:
-        """When the observation after `newest` is released, UTC; None beyond the business days."""
-        following = self.next_observation(newest, business_days)
-        if following is None:
-            return None
-        released: datetime | None = self.release_instants(pl.Series([following], dtype=pl.Date), business_days)[0]
-        return released

@@ -11,6 +11,7 @@ from featurestore_dagster.features.raw_tables import (
     CRYPTO_CANDLES,
     CRYPTO_FEAR_GREED,
     CRYPTO_QUOTES,
+    CRYPTO_SUPPLY,
     FX_CANDLES_1H,
     MARKET_EVENTS,
     US_COMPANY_FACTS,
@@ -61,8 +62,11 @@ SAMPLES = Source(
 FILES = Source(
     "files",
     "CSV and Parquet files put into the drop folder, read with the mapping declared beside them",
-    datasets=(US_EQUITY_CANDLES_1D, US_EQUITY_CORPORATE_ACTIONS, US_MACRO, FX_CANDLES_1H),
-    listings={FX_CANDLES_1H.name: (Listing("EURUSD", date(2017, 4, 19), description="euro in US dollars"),)},
+    datasets=(US_EQUITY_CANDLES_1D, US_EQUITY_CORPORATE_ACTIONS, US_MACRO, FX_CANDLES_1H, CRYPTO_SUPPLY),
+    listings={
+        FX_CANDLES_1H.name: (Listing("EURUSD", date(2017, 4, 19), description="euro in US dollars"),),
+        CRYPTO_SUPPLY.name: tuple(found.listing for found in instruments(CRYPTO_SUPPLY.market)),
+    },
 )
 
 

@@ -8,11 +8,13 @@ from featurestore_dagster.features.raw_tables import (
     COP_CANDLES_5M,
     CRYPTO_CANDLES,
     CRYPTO_QUOTES,
+    CRYPTO_SUPPLY,
     FX_CANDLES_1H,
     US_EQUITY_CANDLES_1D,
     US_EQUITY_CANDLES_5M,
     US_EQUITY_CORPORATE_ACTIONS,
 )
+from featurestore_dagster.features.universe import CRYPTO
 from featurestore_dagster.model.feature_view import Stream
 from featurestore_dagster.model.raw_table import Dataset
 from featurestore_dagster.model.slo import SLO
@@ -52,12 +54,12 @@ COP_1D = Stream("cop_1d", "cop", "COP", Timeframe.ONE_DAY, (COP_CANDLES_1D,), AF
 
 def crypto(timeframe: Timeframe, *beside: Dataset) -> Stream:
     """Bars of crypto pairs, and datasets read beside them."""
-    return Stream(f"crypto_{timeframe}", "crypto", "24/7", timeframe, (CRYPTO_CANDLES[timeframe], *beside), CADENCE[timeframe])
+    return Stream(f"{CRYPTO}_{timeframe}", CRYPTO, "24/7", timeframe, (CRYPTO_CANDLES[timeframe], *beside), CADENCE[timeframe])
 
 
-def snapshots(name: str, market: str, timeframe: Timeframe, *inputs: Dataset) -> Stream:
+def snapshots(market: str, timeframe: Timeframe, *inputs: Dataset) -> Stream:
     """Rows around the clock for each instrument of a market, whether it has bars or not."""
-    return Stream(f"{name}_{timeframe}", market, "24/7", timeframe, inputs, CADENCE[timeframe])
+    return Stream(f"{market}_{timeframe}", market, "24/7", timeframe, inputs, CADENCE[timeframe])
 
 
 def with_inputs(stream: Stream, *beside: Dataset) -> Stream:
@@ -76,10 +78,10 @@ def paced(stream: Stream) -> Stream:
 
 
 CRYPTO_QUOTES_15M = Stream(
-    "crypto_15m",
-    "crypto",
+    f"{CRYPTO}_15m",
+    CRYPTO,
     "24/7",
     Timeframe.FIFTEEN_MINUTES,
-    (CRYPTO_QUOTES, CRYPTO_CANDLES[Timeframe.ONE_DAY]),
+    (CRYPTO_QUOTES, CRYPTO_CANDLES[Timeframe.ONE_DAY], CRYPTO_SUPPLY),
     CADENCE[Timeframe.FIFTEEN_MINUTES],
 )

@@ -23,6 +23,7 @@ COMPREHENSIVE_FEATURES_VIEW = FeatureView(
     slo=SLO(timedelta(days=1)),
     ttl=timedelta(days=1),
     group="training",
+    version=2,
     online=False,
     members=_MEMBERS,
 )

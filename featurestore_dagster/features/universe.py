@@ -9,6 +9,9 @@ from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.source import Listing
 
+CRYPTO = "crypto"
+"""The market of pairs of coins, which never closes."""
+
 
 @dataclass(frozen=True)
 class Instrument:
@@ -49,8 +52,8 @@ INSTRUMENTS = (
     Instrument("SPY", "us_equity", "S&P 500 tracker", date(1993, 1, 29), tier=1),
     Instrument("EURUSD", "fx", "euro in US dollars", date(1999, 1, 4), tier=1),
     Instrument("USDCOP", "cop", "US dollar in Colombian pesos", date(2000, 1, 3), tier=1, currency="COP", local_yield="COLIRLTLT01STM"),
-    Instrument("BTCUSDT", "crypto", "bitcoin in tether", date(2017, 8, 17), tier=1, currency="USDT"),
-    Instrument("ETHUSDT", "crypto", "ether in tether", date(2017, 8, 17), tier=1, currency="USDT"),
+    Instrument("BTCUSDT", CRYPTO, "bitcoin in tether", date(2017, 8, 17), tier=1, currency="USDT"),
+    Instrument("ETHUSDT", CRYPTO, "ether in tether", date(2017, 8, 17), tier=1, currency="USDT"),
 )
 
 

@@ -180,16 +180,33 @@ def net_income_growth_yoy() -> pl.Expr:
 
 
 @indicator(
+    unit=Unit.QUANTITY,
+    formula="volume as traded of the last completed day",
+    inputs=("raw_volume",),
+    oracle="identity",
+    first=0,
+    minimum=0,
+    volume_exponent=1,
+    adjusted=False,
+    grain=Grain.COMPLETED_DAYS,
+)
+def daily_volume() -> pl.Expr:
+    """Traded quantity of a day."""
+    return pl.col("raw_volume").cast(pl.Float64)
+
+
+@indicator(
     unit=Unit.FRACTION,
-    formula="raw volume / shares outstanding (crypto: circulating supply); NULL without shares",
-    inputs=("raw_volume", "shares_outstanding"),
+    formula="daily_volume / shares outstanding (crypto: circulating supply); NULL without shares",
+    inputs=("shares_outstanding",),
     oracle="hand",
     first=0,
     minimum=0,
     volume_exponent=1,
     adjusted=False,
     grain=Grain.ROW,
+    components=lambda: (daily_volume.feature(),),
 )
 def turnover_ratio() -> pl.Expr:
-    """Share of the firm that changed hands on the bar."""
-    return ratio(pl.col("raw_volume"), _where_positive(pl.col("shares_outstanding")))
+    """Share of the firm that changed hands in a day."""
+    return ratio(pl.col("daily_volume"), _where_positive(pl.col("shares_outstanding")))

@@ -112,8 +112,15 @@ class Catalogue:
         return replace(self, sources=tuple(source for source in self.sources if source.name in wanted))
 
     def is_fed(self, stream: Stream) -> bool:
-        """Whether a source delivers what gives the stream its rows."""
-        return any(stream.inputs[0] in source.datasets for source in self.sources)
+        """Whether a source delivers what gives the stream its rows.
+
+        That is its first input and, where this is about no symbol, bars of the stream's own market: series alone make no instrument.
+        """
+        delivered = [dataset for source in self.sources for dataset in source.datasets]
+        first = stream.inputs[0]
+        return first in delivered and (
+            "symbol" in first.table.key or any(dataset.bars and dataset.market == stream.market for dataset in delivered)
+        )
 
     def references(self, names: Iterable[str]) -> tuple[tuple[FeatureView, Feature], ...]:
         """(view, feature) pairs of `view:feature` or `view@version:feature` references, in the order given.

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from featurestore_dagster.calendars import calendar
+from featurestore_dagster.features.universe import CRYPTO
 from featurestore_dagster.model.raw_table import Dataset
 from featurestore_dagster.model.time import Timeframe
 
@@ -182,7 +183,7 @@ def source_pairs(dataset: Dataset, rows: pl.DataFrame, priority: Sequence[str]) 
     newest = rows.with_row_index("row").sort("known_at").unique(dataset.table.identity, keep="last", maintain_order=True)
     ranked = newest.with_columns(rank.alias("rank")).sort("rank", "source")
     primary = ranked.unique(key, keep="first", maintain_order=True)
-    tolerance = CLOSE_TOLERANCE_CRYPTO if dataset.market == "crypto" else CLOSE_TOLERANCE
+    tolerance = CLOSE_TOLERANCE_CRYPTO if dataset.market == CRYPTO else CLOSE_TOLERANCE
     return (
         ranked.join(primary.select(*key, "source", "close", "volume"), on=key, suffix=":primary")
         .filter(pl.col("source") != pl.col("source:primary"))

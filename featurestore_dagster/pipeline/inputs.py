@@ -21,7 +21,7 @@ from featurestore_dagster.features.raw_tables import (
     QUOTES,
     US_MACRO,
 )
-from featurestore_dagster.features.universe import listings_of
+from featurestore_dagster.features.universe import CRYPTO, listings_of
 from featurestore_dagster.indicators.sentiment import window
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
@@ -50,9 +50,6 @@ SHARES = "shares_outstanding"
 
 LONGEST_AGE = timedelta(days=8)
 """No quote, push or daily series is used that is older."""
-
-CRYPTO = "crypto"
-"""The market whose fear and greed index a provider computes."""
 
 BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)
 

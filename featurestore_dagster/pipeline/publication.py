@@ -183,8 +183,9 @@ class Pipeline:
             published = {publication.partition_key: publication for publication in results}
         if blocked:
             self.store.block(relation, blocked, audit.quarantined.filter(in_blocked), run_id)
-        labels = calendar(relation.calendar).session_of(audit.rows["event_timestamp"]).cast(pl.String)
-        rows = {str(key): part for (key,), part in audit.rows.group_by(labels.alias("session"), maintain_order=True)}
+        session = calendar(relation.calendar).session_of(audit.rows["event_timestamp"]).cast(pl.String).alias("session")
+        parts = audit.rows.with_columns(session).partition_by("session", maintain_order=True, include_key=False, as_dict=True)
+        rows = {str(key): part for (key,), part in parts.items()}
         nothing = audit.rows.clear()
         for key in chunk:
             yield PartitionOutcome(key, audit.partitions[key], published.get(key), rows.get(key, nothing))

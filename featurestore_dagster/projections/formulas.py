@@ -41,9 +41,10 @@ Entry = dict[str, Any]
 
 
 def formulas_file(catalogue: Catalogue, committed: str) -> str:
-    """Text of the file: what is committed, and the versions of the catalogue that it does not hold yet.
+    """Text of the file: what is committed, and the versions and features of the catalogue that it does not hold yet.
 
-    Versions that are no longer declared stay, so that their numbers are not used again.
+    A feature that is new in a version changes none of its others. Versions that are no longer declared stay, so that their numbers are not
+    used again.
 
     Raises:
         DeclarationError: A committed version computes something else now; the message names the features and says what to do.
@@ -53,7 +54,7 @@ def formulas_file(catalogue: Catalogue, committed: str) -> str:
     for view in catalogue.views:
         declared = _entries(view.features, catalogue, {member.name: member.version for member in view.members})
         versions = recorded.setdefault(view.name, {})
-        held = versions.setdefault(str(view.version), declared)
+        held = versions.get(str(view.version), {})
         if changes := _changes(held, declared):
             following = max(map(int, versions)) + 1
             problems.append(
@@ -62,18 +63,18 @@ def formulas_file(catalogue: Catalogue, committed: str) -> str:
                 f"read. To undo, restore the declaration. If version {view.version} was never published anywhere, delete it from "
                 f"{FORMULAS_FILE} and generate again."
             )
+        versions[str(view.version)] = {name: held.get(name, entry) for name, entry in declared.items()}
     if problems:
         raise DeclarationError("\n".join(problems))
     return _text(recorded)
 
 
 def _changes(held: Mapping[str, Entry], declared: Mapping[str, Entry]) -> list[str]:
-    """What differs between two records of a view version, a phrase for each feature."""
-    if list(held) != list(declared):
-        added, removed = [name for name in declared if name not in held], [name for name in held if name not in declared]
-        if not added and not removed:
-            return ["the features are in another order"]
-        return [f"{what} {', '.join(names)}" for what, names in (("new:", added), ("gone:", removed)) if names]
+    """What has become of the features that were recorded, a phrase for each change."""
+    if gone := [name for name in held if name not in declared]:
+        return [f"gone: {', '.join(gone)}"]
+    if [name for name in declared if name in held] != list(held):
+        return ["the features are in another order"]
     return [f"{name}: {change}" for name, entry in held.items() if (change := _change(entry, declared[name]))]
 
 
@@ -81,8 +82,9 @@ def _change(held: Entry, declared: Entry) -> str:
     for part in ("formula", "unit", "grain", "price_exponent", "member_version"):
         if held.get(part) != declared.get(part):
             return f"{part} was {held.get(part)!r}, is {declared.get(part)!r}"
-    if parts := _changes(held.get("components", {}), declared.get("components", {})):
-        return f"components: {'; '.join(parts)}"
+    held_parts, parts = held.get("components", {}), declared.get("components", {})
+    if changes := [*_changes(held_parts, parts), *(f"new: {name}" for name in parts if name not in held_parts)]:
+        return f"components: {'; '.join(changes)}"
     (nulls, mean, size), (new_nulls, new_mean, new_size) = held["values"], declared["values"]
     tolerance = RELATIVE_TOLERANCE * max(size, new_size)
     if nulls != new_nulls or abs(mean - new_mean) > tolerance or abs(size - new_size) > tolerance:

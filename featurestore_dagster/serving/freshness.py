@@ -5,6 +5,10 @@ Reading watermarks and sending alerts do not belong here; nor does any clock: `n
 A *watermark* is the greatest event time served so far, so a backfill of old days never moves it. The *next value* is that of the first
 bar end after the watermark. It becomes available at bar end + latency and is due at bar end + latency + SLO.
 
+A stream of snapshots that reads nothing but released series has nothing new to say between releases. Its next value is that of the first
+bar end at or after the next release of any of them, by the release calendar; or, if that is sooner, it is due when the TTL of the watermark
+ends, since from then on nothing is served.
+
     FRESH    nothing is overdue and the market trades
     CLOSED   nothing is overdue and the market does not trade
     LATE     the next value is overdue: now > due at, the same as lag > SLO
@@ -15,14 +19,19 @@ Lateness is clock time, because the SLO promises clock time after the close too.
 while the market trades, so no weekend or holiday makes anything stale. Only a newer value ends either.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import cache
 
 import polars as pl
 
 from featurestore_dagster.calendars import MarketCalendar, calendar
 from featurestore_dagster.errors import MalformedDataError, PointInTimeViolation
+from featurestore_dagster.features.macro_series import ReleasedSeries, series_of
+from featurestore_dagster.features.raw_tables import MACRO_OBSERVATIONS
+from featurestore_dagster.features.universe import instruments
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.model.time import Timeframe
@@ -52,13 +61,14 @@ STATES = pl.Enum([state.value for state in FreshnessState])
 
 @dataclass(frozen=True)
 class Expectation:
-    """When the values of one stream are owed."""
+    """When the values of one stream are owed; `series` are those whose releases oblige it, none where every bar end does."""
 
     calendar: MarketCalendar
     timeframe: Timeframe
     latency: timedelta
     max_lag: timedelta
     ttl: timedelta
+    series: tuple[ReleasedSeries, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,17 @@ class Freshness:
 def expectation(view: FeatureView, stream: Stream) -> Expectation:
     """What `stream` of `view` owes: a value needs its slowest input, so the latency is the greatest of theirs (a dbt mart has none)."""
     latency = max((dataset.latency for dataset in stream.inputs), default=timedelta(0))
-    return Expectation(calendar(stream.calendar), stream.timeframe, latency, view.slo_of(stream).max_lag, view.ttl_of(stream))
+    market, max_lag = calendar(stream.calendar), view.slo_of(stream).max_lag
+    return Expectation(market, stream.timeframe, latency, max_lag, view.ttl_of(stream), _obliging_series(view, stream))
+
+
+def _obliging_series(view: FeatureView, stream: Stream) -> tuple[ReleasedSeries, ...]:
+    """The series that a stream reads for its instruments, when it reads nothing else."""
+    if any(dataset.table != MACRO_OBSERVATIONS for dataset in stream.inputs):
+        return ()
+    symbols = {found.symbol for found in instruments(stream.market)}
+    read = (series for series in series_of(view) if series.symbols is None or not symbols.isdisjoint(series.symbols))
+    return tuple(dict.fromkeys(series.released for series in read))
 
 
 def freshness(view: FeatureView, stream: Stream, watermark: datetime | None, now: datetime) -> Freshness:
@@ -106,7 +126,7 @@ def evaluate(expected: Expectation, watermark: datetime | None, now: datetime) -
     market, timeframe = expected.calendar, expected.timeframe
     allowance = expected.latency + expected.max_lag
     newest_available = market.latest_bar_end(timeframe, now - expected.latency)
-    next_deadline = market.next_bar_end(timeframe, now - allowance) + allowance
+    next_deadline = _next_owed(expected, market.latest_bar_end(timeframe, now - allowance)) + allowance
     if watermark is None:
         return Freshness(FreshnessState.NEVER, None, newest_available, newest_available + allowance, next_deadline, lag=None, age_open=None)
     if watermark > now + CLOCK_SKEW:
@@ -114,18 +134,35 @@ def evaluate(expected: Expectation, watermark: datetime | None, now: datetime) -
             f"watermark {watermark.isoformat()} is ahead of the clock, {now.isoformat()}; allowed: at most {CLOCK_SKEW.seconds} s ahead. "
             "Read watermarks as of the clock, and quarantine rows from the future"
         )
-    available_at = market.next_bar_end(timeframe, watermark) + expected.latency
-    due_at = available_at + expected.max_lag
+    due_at = _next_owed(expected, watermark) + allowance
+    if expected.series:
+        expires_at = market.after_open_time(watermark, expected.ttl)
+        due_at = min(due_at, max(expires_at, market.next_bar_end(timeframe, watermark) + allowance))
     age_open = market.open_time(min(watermark, now), now)
     return Freshness(
         state=_state(expected, due_at, age_open, now),
         watermark=watermark,
         expected_event_timestamp=newest_available,
         due_at=due_at,
-        next_due_at=max(due_at, next_deadline),
-        lag=max(now - available_at, timedelta(0)),
+        next_due_at=due_at if due_at > now else next_deadline,
+        lag=max(now - (due_at - expected.max_lag), timedelta(0)),
         age_open=age_open,
     )
+
+
+def _next_owed(expected: Expectation, instant: datetime) -> datetime:
+    """The first bar end after `instant` whose value must be served: any, or the first that sees a release made after `instant`."""
+    if not expected.series:
+        return expected.calendar.next_bar_end(expected.timeframe, instant)
+    releases = _releases(expected.series)
+    return expected.calendar.next_bar_end(expected.timeframe, releases[bisect_right(releases, instant)] - timedelta.resolution)
+
+
+@cache
+def _releases(series: tuple[ReleasedSeries, ...]) -> list[datetime]:
+    """When something new of these series must be usable, ascending; the end of time comes last."""
+    instants = (one.due_instants(calendar(one.release.calendar).table["session"]) for one in series)
+    return [*pl.concat(instants).unique().sort(), datetime.max.replace(tzinfo=UTC)]
 
 
 def _state(expected: Expectation, due_at: datetime, age_open: timedelta, now: datetime) -> FreshnessState:

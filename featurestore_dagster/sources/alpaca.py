@@ -7,15 +7,15 @@ from datetime import datetime, timedelta
 
 import polars as pl
 from polars.datatypes import DataType, DataTypeClass
-from pydantic import AwareDatetime, SecretStr, TypeAdapter
+from pydantic import AwareDatetime, SecretStr
 
 from featurestore_dagster.errors import MalformedDataError, SourceRefusedError, SymbolNotFoundError
 from featurestore_dagster.features.sources import ALPACA_IEX, ALPACA_SIP
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS, Dataset
 from featurestore_dagster.model.source import Source
-from featurestore_dagster.sources.bars import arrived, decoded, in_range, listed_symbols, within_session
+from featurestore_dagster.sources.bars import arrived, in_range, listed_symbols, within_session
 from featurestore_dagster.sources.http import HttpClient, Payload
-from featurestore_dagster.sources.payloads import Document
+from featurestore_dagster.sources.payloads import Document, read
 from featurestore_dagster.sources.provider_settings import AlpacaSettings
 
 BARS_PER_PAGE = 10_000
@@ -41,7 +41,6 @@ class _Page(Document):
     next_page_token: str | None
 
 
-_PAGE = TypeAdapter(_Page)
 _COLUMNS = {"o": "open", "h": "high", "l": "low", "c": "close", "v": "volume", "n": "trade_count", "vw": "bar_vwap"}
 
 
@@ -80,7 +79,7 @@ def fetch(dataset: Dataset, start: datetime, end: datetime, *, settings: AlpacaS
     while len(tokens) > len(pages):
         payload = _get(client, query | ({"page_token": tokens[-1]} if tokens[-1] else {}), headers)
         pages.append(parse(payload, dataset, source))
-        token = decoded(_PAGE, payload).next_page_token
+        token = read(_Page, payload.body, payload.url).next_page_token
         if token in tokens:
             raise MalformedDataError(f"{payload.url}: the page token comes again, so that the pages never end; nothing was taken")
         tokens += [token] if token else []
@@ -93,7 +92,7 @@ def parse(payload: Payload, dataset: Dataset, source: Source) -> pl.DataFrame:
     Raises:
         MalformedDataError: Not of the documented form.
     """
-    page = decoded(_PAGE, payload)
+    page = read(_Page, payload.body, payload.url)
     bars = [{"symbol": symbol, **bar.model_dump()} for symbol, series in (page.bars or {}).items() for bar in series]
     schema: dict[str, DataType | DataTypeClass] = {"symbol": pl.String, "t": UTC_MICROSECONDS, **dict.fromkeys(_COLUMNS, pl.Float64)}
     rows = pl.DataFrame(bars, schema=schema).rename(_COLUMNS).with_columns(event_timestamp=pl.col("t") + dataset.timeframe.duration)

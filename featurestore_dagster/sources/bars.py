@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TypeVar
 
 import polars as pl
-from pydantic import TypeAdapter, ValidationError
 
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.errors import MalformedDataError
@@ -14,31 +12,12 @@ from featurestore_dagster.model.source import Source
 from featurestore_dagster.sources.http import Payload
 from featurestore_dagster.sources.payloads import canonical
 
-Decoded = TypeVar("Decoded")
-
-SHOWN_COMPLAINTS = 3
-
 
 def listed_symbols(source: Source, dataset: Dataset, start: datetime, end: datetime) -> list[str]:
     """Symbols that the source declares for any day from `start` to `end`, in declared order."""
     first, last = start.date(), end.date()
     listings = source.listings.get(dataset.name, ())
     return [found.symbol for found in listings if found.first <= last and (found.last is None or first <= found.last)]
-
-
-def decoded(adapter: TypeAdapter[Decoded], payload: Payload) -> Decoded:
-    """The payload as the adapter's type.
-
-    Raises:
-        MalformedDataError: It has another form; names the first places.
-    """
-    try:
-        return adapter.validate_json(payload.body)
-    except ValidationError as error:
-        found = [f"{'.'.join(str(part) for part in detail['loc']) or 'document'}: {detail['msg']}" for detail in error.errors()]
-        raise MalformedDataError(
-            f"{payload.url}: not of the declared form in {len(found)} places: {'; '.join(found[:SHOWN_COMPLAINTS])}; nothing was taken"
-        ) from None
 
 
 def instants(numbers: Sequence[int], units: dict[str, int], payload: Payload) -> pl.Series:

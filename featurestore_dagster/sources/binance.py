@@ -8,15 +8,14 @@ import json
 from datetime import datetime, timedelta
 
 import polars as pl
-from pydantic import TypeAdapter
 
 from featurestore_dagster.errors import MalformedDataError, SourceRefusedError, SymbolNotFoundError
 from featurestore_dagster.features.raw_tables import CRYPTO_QUOTES
 from featurestore_dagster.features.sources import BINANCE
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS, Dataset
-from featurestore_dagster.sources.bars import arrived, decoded, in_range, instants, listed_symbols
+from featurestore_dagster.sources.bars import arrived, in_range, instants, listed_symbols
 from featurestore_dagster.sources.http import HttpClient, Payload
-from featurestore_dagster.sources.payloads import Document, canonical
+from featurestore_dagster.sources.payloads import Document, canonical, read
 from featurestore_dagster.sources.provider_settings import BinanceSettings
 
 BARS_PER_PAGE = 1000
@@ -33,7 +32,6 @@ INVALID_SYMBOL = '"code":-1121'
 Kline = tuple[int, float, float, float, float, float, int, float, int, float, float, str]
 """Open time, open, high, low, close, volume, close time, quote volume, trades, taker volumes, unused. Prices come as text."""
 
-_KLINES = TypeAdapter(list[Kline])
 _COLUMNS = {
     "open_time": pl.Int64, "open": pl.Float64, "high": pl.Float64, "low": pl.Float64, "close": pl.Float64, "volume": pl.Float64,
     "close_time": pl.Int64, "quote_volume": pl.Float64, "trade_count": pl.Float64, "taker_base": pl.Float64, "taker_quote": pl.Float64,
@@ -44,9 +42,6 @@ _COLUMNS = {
 class _Book(Document):
     bids: list[tuple[str, str]]
     asks: list[tuple[str, str]]
-
-
-_BOOK = TypeAdapter(_Book)
 
 
 def fetch(dataset: Dataset, start: datetime, end: datetime, *, settings: BinanceSettings, client: HttpClient) -> pl.DataFrame:  # noqa: ARG001
@@ -76,7 +71,7 @@ def parse(payload: Payload, dataset: Dataset, symbol: str) -> pl.DataFrame:
     Raises:
         MalformedDataError: Not of the documented form, or the times have no documented unit.
     """
-    klines = decoded(_KLINES, payload)
+    klines = read(list[Kline], payload.body, payload.url)
     bar_ends = instants([kline[0] for kline in klines], TIME_UNITS, payload) + dataset.timeframe.duration
     rows = pl.DataFrame(klines, schema=_COLUMNS, orient="row").with_columns(
         symbol=pl.lit(symbol),
@@ -93,7 +88,7 @@ def parse_book(payload: Payload, symbol: str) -> pl.DataFrame:
     Raises:
         MalformedDataError: Not of the documented form.
     """
-    book = decoded(_BOOK, payload)
+    book = read(_Book, payload.body, payload.url)
     try:
         sides = {name: [[float(number) for number in level] for level in getattr(book, name)] for name in ("bids", "asks")}
     except ValueError as error:
@@ -112,7 +107,7 @@ def _bars(client: HttpClient, dataset: Dataset, symbol: str, start: datetime, en
         payload = _get(
             client, symbol, "/api/v3/klines", interval=dataset.timeframe.value, startTime=first, endTime=last, limit=BARS_PER_PAGE
         )
-        klines = decoded(_KLINES, payload)
+        klines = read(list[Kline], payload.body, payload.url)
         pages.append(parse(payload, dataset, symbol))
         if len(klines) < BARS_PER_PAGE:
             break

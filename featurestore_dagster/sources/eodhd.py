@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from datetime import date, datetime, time, timedelta
 
 import polars as pl
-from pydantic import SecretStr, TypeAdapter
+from pydantic import SecretStr
 
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.errors import MalformedDataError, SourceRefusedError, SymbolNotFoundError
@@ -22,9 +22,9 @@ from featurestore_dagster.features.raw_tables import (
 from featurestore_dagster.features.sources import EODHD
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS, Dataset
 from featurestore_dagster.model.time import Timeframe
-from featurestore_dagster.sources.bars import arrived, decoded, in_range, instants, listed_symbols, within_session
+from featurestore_dagster.sources.bars import arrived, in_range, instants, listed_symbols, within_session
 from featurestore_dagster.sources.http import HttpClient, Payload
-from featurestore_dagster.sources.payloads import Document
+from featurestore_dagster.sources.payloads import Document, read
 from featurestore_dagster.sources.provider_settings import EodhdSettings
 
 LAG = timedelta(hours=3)
@@ -72,8 +72,6 @@ class _Dividend(Document):
     currency: str
 
 
-_DAILY, _INTRADAY = TypeAdapter(list[_Daily]), TypeAdapter(list[_Intraday])
-_SPLITS, _DIVIDENDS = TypeAdapter(list[_Split]), TypeAdapter(list[_Dividend])
 _PRICES = ("open", "high", "low", "close")
 
 
@@ -111,7 +109,7 @@ def parse_daily(payload: Payload, dataset: Dataset, symbol: str) -> pl.DataFrame
     Raises:
         MalformedDataError: Not of the documented form.
     """
-    days = decoded(_DAILY, payload)
+    days = read(list[_Daily], payload.body, payload.url)
     bars = _frame(days, {"date": pl.Date, **dict.fromkeys((*_PRICES, "adjusted_close", "volume"), pl.Float64)})
     closes = calendar(dataset.calendar).table.select(date="session", event_timestamp="closes")
     no_session = pl.col("date").dt.combine(NO_SESSION).dt.replace_time_zone("UTC").cast(UTC_MICROSECONDS)
@@ -127,7 +125,7 @@ def parse_intraday(payload: Payload, dataset: Dataset, symbol: str) -> pl.DataFr
     Raises:
         MalformedDataError: Not of the documented form, or the times are not in seconds.
     """
-    bars = decoded(_INTRADAY, payload)
+    bars = read(list[_Intraday], payload.body, payload.url)
     rows = _frame(bars, {"timestamp": pl.Int64, **dict.fromkeys((*_PRICES, "volume"), pl.Float64)}).with_columns(
         event_timestamp=instants([bar.timestamp for bar in bars], TIME_UNITS, payload) + Timeframe.FIVE_MINUTES.duration,
         symbol=pl.lit(symbol),
@@ -150,7 +148,7 @@ def parse_splits(payload: Payload, dataset: Dataset, symbol: str) -> pl.DataFram
         MalformedDataError: Not of the documented form.
     """
     try:
-        parts = [(found.date, found.split.split("/")) for found in decoded(_SPLITS, payload)]
+        parts = [(found.date, found.split.split("/")) for found in read(list[_Split], payload.body, payload.url)]
         rows: list[dict[str, object]] = [{"date": day, "action": "split", "ratio": float(new) / float(old)} for day, (new, old) in parts]
     except (ValueError, ZeroDivisionError) as error:
         raise MalformedDataError(f"{payload.url}: a split is not of the form 4.0/1.0 ({error}); nothing was taken") from None
@@ -163,7 +161,7 @@ def parse_dividends(payload: Payload, dataset: Dataset, symbol: str) -> pl.DataF
     Raises:
         MalformedDataError: Not of the documented form, or not in the currency of the price.
     """
-    found = decoded(_DIVIDENDS, payload)
+    found = read(list[_Dividend], payload.body, payload.url)
     if foreign := sorted({dividend.currency for dividend in found} - {CURRENCY}):
         raise MalformedDataError(f"{payload.url}: dividends in {', '.join(map(repr, foreign))}, allowed {CURRENCY}; nothing was taken")
     rows: list[dict[str, object]] = [{"date": one.date, "action": "dividend", "cash_amount": one.unadjustedValue} for one in found]

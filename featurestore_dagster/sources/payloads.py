@@ -1,11 +1,12 @@
-"""What the providers of documents share: a JSON text to declared objects, and rows to a dataset's columns. No provider belongs here."""
+"""What all providers share: a JSON text to declared objects, and rows to a dataset's columns. No provider belongs here."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import TypeVar
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from featurestore_dagster.errors import MalformedDataError
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS, Dataset
@@ -22,21 +23,23 @@ class Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
-Declared = TypeVar("Declared", bound=Document)
+Declared = TypeVar("Declared")
+_validator = cache(TypeAdapter)
 
 
-def read(model: type[Declared], body: bytes, where: str) -> Declared:
-    """The document in `body`; `where` names it in errors. NaN and infinities are numbers.
+def read(form: type[Declared], body: bytes, where: str) -> Declared:
+    """What `body` holds, a `Document` or a type made of them; `where` names it in errors. NaN and infinities are numbers.
 
     Raises:
         MalformedDataError: The text is no JSON, or not of the declared form; names the first places.
     """
     try:
-        return model.model_validate_json(body)
+        declared: Declared = _validator(form).validate_json(body)  # type: ignore[arg-type] # a type is hashable
     except ValidationError as error:
         found = [f"{'.'.join(str(part) for part in detail['loc']) or 'document'}: {detail['msg']}" for detail in error.errors()]
         shown = "; ".join(found[:SHOWN_COMPLAINTS])
         raise MalformedDataError(f"{where}: not of the declared form in {len(found)} places: {shown}; nothing of it was taken") from None
+    return declared
 
 
 def refuse_implausible(instants: Iterable[datetime], received_at: datetime, where: str) -> None:

@@ -19,7 +19,7 @@ from featurestore_dagster.sources import samples
 
 PROJECT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^(New file|Edit) `([^`]+)`:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PARTS = ("featurestore_dagster", "tests", "dbt_project", "feature_repo", "pyproject.toml")
+PARTS = ("featurestore_dagster", "tests", "schemas", "dbt_project", "feature_repo", "pyproject.toml")
 NOT_COPIED = shutil.ignore_patterns("__pycache__", "parse-*", "logs")
 CLOCK = "2018-12-31T22:00:00Z"
 SESSIONS = ("2018-01-02", "2018-12-31")
@@ -146,7 +146,15 @@ def test_the_walk_through_covers_indicator_view_and_source(blocks: list[tuple[st
     text = (PROJECT / "CONTRIBUTING.md").read_text()
     assert len(blocks) == text.count("\nNew file `") + text.count("\nEdit `")
     folders = {Path(name).parent.name for kind, name, _ in blocks if kind == "New file"}
-    assert folders == {"indicators", "features", "sources", "vendor"}
+    assert folders == {"features", "sources", "vendor"}
+
+
+def test_an_indicator_is_one_file_and_one_line(blocks: list[tuple[str, str, str]]) -> None:
+    indicators, views, oracles = blocks[:3]
+    assert indicators[:2] == ("Edit", "featurestore_dagster/indicators/momentum.py")
+    assert views[:2] == ("Edit", "featurestore_dagster/features/equity_views.py")
+    assert [line[0] for line in views[2].splitlines() if line[0] in "+-"] == ["+"]
+    assert oracles[1].startswith("tests/"), "beside them only the reference that proves it"
 
 
 def test_its_code_keeps_the_rules(copy: Path, blocks: list[tuple[str, str, str]]) -> None:
@@ -203,7 +211,7 @@ def test_generate_writes_the_documents(copy: Path) -> None:
     schema = json.loads((copy / "schemas" / "features.v1.json").read_text())["$defs"]
     assert schema["trend_features"]["properties"]["sma_distance_50"]["minimum"] == -1
     assert "sma_distance_50" in schema["momentum_features"]["required"]
-    assert schema["momentum_features"]["properties"]["feature_set_version"] == {"const": 2}
+    assert schema["momentum_features"]["properties"]["feature_set_version"] == {"const": 1}
 
 
 def test_the_indicator_passes_oracle_and_contract(copy: Path) -> None:

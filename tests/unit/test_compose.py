@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from featurestore_dagster.settings import Settings
+from featurestore_dagster.sources import provider_settings
 from featurestore_dagster.stores.embedded import redis_server
 from featurestore_dagster.supervisor.tree import NAMES
 
@@ -15,6 +16,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = sorted(name for name, service in SERVICES.items() if service["image"] == "featurestore-dagster")
+PROVIDER_VARIABLES = {provider.variable(name) for provider in provider_settings.ALL for name in provider.model_fields}
 REFERENCE = re.compile(r"(?<!\$)\$\{(\w+)(?:(:-|:\?)([^}]*))?\}")
 
 
@@ -56,7 +58,7 @@ def test_our_services_run_programs_that_exist_with_settings_that_exist(name: str
         assert (action, set(options) <= {"--read-only"}) == ("run", True)
         assert process in NAMES
         assert service["healthcheck"]["test"][1:] == ["python", "-m", "featurestore_dagster.supervisor", "check", process]
-    assert set(service["environment"]) <= set(Settings.variables())
+    assert set(service["environment"]) <= set(Settings.variables()) | PROVIDER_VARIABLES
     assert service["environment"]["FEATURESTORE_SERVICES"] == "external"
 
 
@@ -66,6 +68,8 @@ def test_defaults_in_the_file_are_accepted_by_the_settings(monkeypatch: pytest.M
         monkeypatch.setenv(name, REFERENCE.sub(lambda match: given.get(match[1], match[3]), value))
     settings = Settings()
     assert (settings.postgres.host, settings.redis.host, settings.embedded) == ("postgres", "redis", False)
+    assert settings.source_names == ("samples", "files")
+    assert provider_settings.PositionsSettings().file is None
     assert settings.home == Path("/data/dagster")
 
 
@@ -73,7 +77,14 @@ def test_passwords_have_no_default() -> None:
     secrets = [reference for reference in references() if "PASSWORD" in reference[0]]
     assert len(secrets) >= 4
     assert {operator for _, operator, _ in secrets} == {":?"}
-    assert {name for name, *_ in references() if not name.endswith("_PUBLISHED_PORT")} <= set(Settings.variables())
+    known = set(Settings.variables()) | PROVIDER_VARIABLES
+    assert {name for name, *_ in references() if not name.endswith("_PUBLISHED_PORT")} <= known
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_providers_are_configured_from_outside_and_by_nothing_in_the_file(name: str) -> None:
+    passed = {variable: SERVICES[name]["environment"][variable] for variable in {"FEATURESTORE_SOURCES", *PROVIDER_VARIABLES}}
+    assert passed == {variable: f"${{{variable}:-}}" for variable in passed}
 
 
 def test_names_in_the_file_refer_to_something() -> None:

@@ -9,10 +9,14 @@ from datetime import timedelta
 import polars as pl
 
 from featurestore_dagster.calendars import calendar
+from featurestore_dagster.indicators.binding import staged
 from featurestore_dagster.model.flags import PROPAGATED, QualityFlag
 from featurestore_dagster.model.indicator import Feature
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.pipeline.bitemporal import join_visible
+
+BATCH_ROWS = 100_000
+"""Rows whose features are computed together, or those of one symbol if it has more."""
 
 
 def bar_values(features: Sequence[Feature], bars: pl.DataFrame, served: Collection[str]) -> pl.DataFrame:
@@ -37,10 +41,45 @@ def bar_values(features: Sequence[Feature], bars: pl.DataFrame, served: Collecti
     converging = pl.when(pl.col("bar_number") < look_back).then(QualityFlag.WARMUP_CONVERGING.value).otherwise(0)
     recursive = any(feature.look_back_bars > feature.warm_up_bars for feature in features)
     flags = (propagated(series, warm_up) | short | (converging if recursive else 0)).cast(pl.Int64)
-    values = (feature.expression().over("symbol").alias(f"value:{feature.name}") for feature in features)
+    values = series_values(features, series).rename(lambda name: f"value:{name}")
     return series.with_columns(*values, known_at.alias("known:bars"), flags.alias("flags:bars")).with_columns(
         unscaled(feature) for feature in features if feature.name in served
     )
+
+
+def series_values(features: Sequence[Feature], series: pl.DataFrame) -> pl.DataFrame:
+    """The features over each symbol's rows, with the bits that each expression has `.over("symbol")`.
+
+    Whole symbols at a time, so that their columns stay in the processor's cache and what features share is soon forgotten.
+
+    Args:
+        features: Features of grain BARS, DAILY or COMPLETED_DAYS.
+        series: symbol and the columns that the features read, sorted by symbol and time.
+
+    Returns:
+        A Float64 column for each feature, under its name; rows in the same order.
+    """
+    stages = [[_by_number(expression) for expression in stage] for stage in staged(feature.expression for feature in features)]
+    inputs = sorted({name for feature in features for name in feature.input_columns})
+    runs = series["symbol"].rle().struct.field("len")
+    batches = runs.to_frame("rows").group_by((runs.cum_sum() - runs) // BATCH_ROWS, maintain_order=True).agg(pl.col("rows").sum())
+    found, start = [], 0
+    for rows in batches["rows"].to_list() or [0]:
+        batch = series.slice(start, rows).select(*inputs, symbol_number=pl.col("symbol").rle_id().set_sorted())
+        for stage in stages[:-1]:
+            batch = batch.with_columns(stage)
+        found.append(batch.select(stages[-1]))
+        start += rows
+    return pl.concat(found)
+
+
+def _by_number(expression: pl.Expr) -> pl.Expr:
+    """The expression over each symbol's rows: on its own where it looks at no other row, as that is the cheaper way."""
+    return expression if _is_row_wise(expression) else expression.over("symbol_number", mapping_strategy="explode")
+
+
+def _is_row_wise(expression: pl.Expr) -> bool:
+    return expression.meta.is_row_separable() and all(map(_is_row_wise, expression.meta.pop()))
 
 
 def unscaled(feature: Feature) -> pl.Expr:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 
 from featurestore_dagster.features.universe import INSTRUMENTS
-from featurestore_dagster.model.flags import QualityFlag
+from featurestore_dagster.model.flags import PROPAGATED, QualityFlag
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 
 TRAILING = {"net_income": "net_income_ttm", "revenue": "revenue_ttm", "eps_diluted": "eps_ttm"}
@@ -57,21 +57,22 @@ def figures(rows: pl.DataFrame, facts: pl.DataFrame, splits: pl.DataFrame) -> pl
 
     Args:
         rows: symbol String, event_timestamp Datetime(us, UTC), and any others; any order.
-        facts: symbol, concept, period_start, period_end (Date), accession, unit, value, event_timestamp, known_at; any order. Concepts
-            other than those in `GROUPS` are ignored.
-        splits: symbol, event_timestamp (ex-date open), known_at, ratio (new shares per old); rows without ratio are ignored.
+        facts: symbol, concept, period_start, period_end (Date), accession, unit, value, event_timestamp, known_at, flags; any order.
+            Concepts other than those in `GROUPS` are ignored.
+        splits: symbol, event_timestamp (ex-date open), known_at, flags, ratio (new shares per old); rows without ratio are ignored.
 
     Returns:
         The same rows in the same order, and: the columns of `FIGURES`, Float64, in the instrument's currency, currency per share or
         shares, NULL when a part is missing or when the newest quarter or balance sheet ended more than 200 days before T; `flags:facts`
-        Int64, STALE_INPUT when that happened to a figure of which a filing was known, or when no filing was known at all; `known:facts`
-        Datetime(us, UTC), the greatest known-at behind the row's figures, NULL when it has none.
+        Int64, STALE_INPUT when that happened to a figure of which a filing was known, or when no filing was known at all, and the flags
+        that propagate from the facts and splits behind the row's figures; `known:facts` Datetime(us, UTC), the greatest known-at behind
+        them, NULL when there are none.
     """
     reported = _reported(facts)
     versions = _versions(
-        reported, ("symbol", "concept", "period_start", "period_end"), ("has_value", "accession", "value"), _expiry("period_end")
+        reported, ("symbol", "concept", "period_start", "period_end"), ("has_value", "accession", "value", "flags"), _expiry("period_end")
     )
-    ratios = _versions(splits.drop_nulls("ratio"), ("symbol", "event_timestamp"), ("ratio",), pl.lit(END_OF_TIME, UTC_MICROSECONDS))
+    ratios = _versions(splits.drop_nulls("ratio"), ("symbol", "event_timestamp"), ("ratio", "flags"), pl.lit(END_OF_TIME, UTC_MICROSECONDS))
     instants = (
         pl.concat([frame.select("symbol", pl.col("usable_from").alias("at")) for frame in (versions, ratios)])
         .unique()
@@ -162,6 +163,7 @@ def _split_adjusted(known: pl.DataFrame, ratios: pl.DataFrame) -> pl.DataFrame:
             "event_timestamp",
             pl.col("ratio").cum_prod().over("instant"),
             pl.col("known_at").cum_max().over("instant").alias("split_known_at"),
+            _running_flags().over("instant").alias("split_flags"),
         )
         .sort("event_timestamp")
     )
@@ -170,15 +172,27 @@ def _split_adjusted(known: pl.DataFrame, ratios: pl.DataFrame) -> pl.DataFrame:
         known.filter(per_share | shares)
         .sort("event_timestamp")
         .join_asof(later, on="event_timestamp", by="instant", strategy="forward", allow_exact_matches=False, check_sortedness=False)
-        .with_columns(pl.col("ratio").fill_null(1.0), pl.max_horizontal("known_at", "split_known_at").alias("known_at"))
+        .with_columns(
+            pl.col("ratio").fill_null(1.0),
+            pl.max_horizontal("known_at", "split_known_at").alias("known_at"),
+            pl.col("flags") | pl.col("split_flags").fill_null(0),
+        )
         .with_columns(pl.when(per_share).then(pl.col("value") / pl.col("ratio")).otherwise(pl.col("value") * pl.col("ratio")))
     )
-    columns = ("instant", "concept", "period_start", "period_end", "value", "known_at")
+    columns = ("instant", "concept", "period_start", "period_end", "value", "known_at", "flags")
     return pl.concat([known.filter(~(per_share | shares)).select(columns), touched.select(columns)])
 
 
+def _running_flags() -> pl.Expr:
+    """OR of the flags of a group's rows so far."""
+    mask = pl.lit(0, pl.Int64)
+    for flag in PROPAGATED:
+        mask = mask | (pl.col("flags") & flag.value).cum_max()
+    return mask
+
+
 def _quarters(flows: pl.DataFrame) -> pl.DataFrame:
-    """Discrete quarters: instant, concept, period_start, period_end, value, known_at; one row per end."""
+    """Discrete quarters: instant, concept, period_start, period_end, value, known_at, flags; one row per end."""
     days = (pl.col("period_end") - pl.col("period_start")).dt.total_days() + 1
     quarters = pl.coalesce(*(pl.when(days.is_between(*span)).then(number) for number, span in enumerate(SPANS_DAYS, start=1)))
     spans = flows.with_columns(quarters.alias("quarters")).drop_nulls("quarters")
@@ -191,10 +205,11 @@ def _quarters(flows: pl.DataFrame) -> pl.DataFrame:
         "period_end",
         pl.col("value") - pl.col("value_before"),
         pl.max_horizontal("known_at", "known_at_before").alias("known_at"),
+        pl.col("flags") | pl.col("flags_before"),
         pl.lit(value=False).alias("is_reported"),
     )
     reported = spans.filter(pl.col("quarters") == 1).select(
-        "instant", "concept", "period_start", "period_end", "value", "known_at", pl.lit(value=True).alias("is_reported")
+        "instant", "concept", "period_start", "period_end", "value", "known_at", "flags", pl.lit(value=True).alias("is_reported")
     )
     return (
         pl.concat([reported, derived.filter(days.is_between(*QUARTER_DAYS))])
@@ -204,7 +219,7 @@ def _quarters(flows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _trailing_sums(known: pl.DataFrame) -> list[pl.DataFrame]:
-    """Per flow: instant, `end:<flow>`, the sum of the last four quarters and of the four before, and the known-at of each."""
+    """Per flow: instant, `end:<flow>`, the sum of the last four quarters and of the four before, known-at and flags of each."""
     newest_first = (
         _quarters(known.filter(pl.col("concept").is_in(list(TRAILING))))
         .sort("instant", "concept", "period_end", descending=[False, False, True])
@@ -217,6 +232,8 @@ def _trailing_sums(known: pl.DataFrame) -> list[pl.DataFrame]:
         pl.when((value.slice(4, 4).count() == 4) & is_next.head(7).all()).then(value.slice(4, 4).sum()).alias("year_ago"),
         pl.col("known_at").head(4).max().alias("now_known_at"),
         pl.col("known_at").slice(4, 4).max().alias("year_ago_known_at"),
+        pl.col("flags").head(4).bitwise_or().alias("now_flags"),
+        pl.col("flags").slice(4, 4).bitwise_or().alias("year_ago_flags"),
     )
     return [
         sums.filter(pl.col("concept") == concept).select(
@@ -226,17 +243,19 @@ def _trailing_sums(known: pl.DataFrame) -> list[pl.DataFrame]:
             pl.col("now_known_at").alias(f"known:{figure}"),
             pl.col("year_ago").alias(f"{figure}_year_ago"),
             pl.col("year_ago_known_at").alias(f"known:{figure}_year_ago"),
+            pl.col("now_flags").alias(f"flags:{figure}"),
+            pl.col("year_ago_flags").alias(f"flags:{figure}_year_ago"),
         )
         for concept, figure in TRAILING.items()
     ]
 
 
 def _balance_sheets(known: pl.DataFrame) -> pl.DataFrame:
-    """instant, `end:balance_sheet`, the latest balance sheet's figures and those of a year before, and the known-at of each.
+    """instant, `end:balance_sheet`, the latest balance sheet's figures and those of a year before, known-at and flags of each.
 
     A balance sheet is a day with equity or total assets; debts of that day alone are summed, so that one repaid since does not linger.
     """
-    concept, value, known_at = pl.col("concept"), pl.col("value"), pl.col("known_at")
+    concept, value, known_at, flags = pl.col("concept"), pl.col("value"), pl.col("known_at"), pl.col("flags")
     is_debt = concept.is_in(DEBTS)
     sheets = (
         known.filter(is_debt | concept.is_in(ON_BALANCE_SHEET))
@@ -245,8 +264,10 @@ def _balance_sheets(known: pl.DataFrame) -> pl.DataFrame:
         .agg(
             *(value.filter(concept == name).first().alias(name) for name in ON_BALANCE_SHEET),
             *(known_at.filter(concept == name).first().alias(f"known:{name}") for name in ON_BALANCE_SHEET),
+            *(flags.filter(concept == name).first().alias(f"flags:{name}") for name in ON_BALANCE_SHEET),
             pl.when(is_debt.any() & value.filter(is_debt).is_not_null().all()).then(value.filter(is_debt).sum()).alias("debt"),
             known_at.filter(is_debt).max().alias("known:debt"),
+            flags.filter(is_debt).bitwise_or().alias("flags:debt"),
             concept.is_in(ON_BALANCE_SHEET).any().alias("is_sheet"),
         )
         .filter("is_sheet")
@@ -257,7 +278,7 @@ def _balance_sheets(known: pl.DataFrame) -> pl.DataFrame:
         "instant",
         pl.col("period_end").alias("end_year_ago"),
         *(pl.col(name).name.suffix("_year_ago") for name in ON_BALANCE_SHEET),
-        *(pl.col(f"known:{name}").name.suffix("_year_ago") for name in ON_BALANCE_SHEET),
+        *(pl.col(f"{part}:{name}").name.suffix("_year_ago") for part in ("known", "flags") for name in ON_BALANCE_SHEET),
     )
     return (
         sheets.unique("instant", keep="last", maintain_order=True)
@@ -278,7 +299,7 @@ def _balance_sheets(known: pl.DataFrame) -> pl.DataFrame:
 
 
 def _newest_shares(known: pl.DataFrame) -> pl.DataFrame:
-    """instant, `end:shares_outstanding`, the newest number of shares and its known-at."""
+    """instant, `end:shares_outstanding`, the newest number of shares, its known-at and flags."""
     return (
         known.filter(pl.col("concept") == SHARES)
         .sort("instant", "period_end")
@@ -288,6 +309,7 @@ def _newest_shares(known: pl.DataFrame) -> pl.DataFrame:
             pl.col("period_end").alias(f"end:{SHARES}"),
             pl.col("value").alias(SHARES),
             pl.col("known_at").alias(f"known:{SHARES}"),
+            pl.col("flags").alias(f"flags:{SHARES}"),
         )
     )
 
@@ -307,13 +329,12 @@ def _fresh(matched: pl.DataFrame) -> pl.DataFrame:
     is_fresh = {name: ((at.dt.date() - pl.col(f"end:{name}")).dt.total_days() <= MAXIMUM_AGE_DAYS).fill_null(value=False) for name in AGES}
     is_known = {name: (pl.col(f"first:{name}") <= at).fill_null(value=False) for name in AGES}
     is_stale = pl.any_horizontal(is_known[name] & ~is_fresh[name] for name in AGES) | ~pl.any_horizontal(is_known.values())
-    served = matched.select(
-        *(pl.when(is_fresh[group]).then(figure).alias(figure) for figure, group in FIGURES.items()),
-        *(pl.when(is_fresh[group]).then(f"known:{figure}").alias(f"known:{figure}") for figure, group in FIGURES.items()),
-        pl.when(is_stale).then(QualityFlag.STALE_INPUT.value).otherwise(0).cast(pl.Int64).alias("flags:facts"),
-    )
-    return served.select(
-        *FIGURES,
-        "flags:facts",
-        pl.max_horizontal(pl.when(pl.col(figure).is_not_null()).then(f"known:{figure}") for figure in FIGURES).alias("known:facts"),
+    served = {figure: is_fresh[group] & pl.col(figure).is_not_null() for figure, group in FIGURES.items()}
+    flags = pl.when(is_stale).then(QualityFlag.STALE_INPUT.value).otherwise(0).cast(pl.Int64)
+    for figure, is_served in served.items():
+        flags = flags | (pl.when(is_served).then(f"flags:{figure}").otherwise(0) & PROPAGATED.value)
+    return matched.select(
+        *(pl.when(is_served).then(figure).alias(figure) for figure, is_served in served.items()),
+        flags.alias("flags:facts"),
+        pl.max_horizontal(pl.when(is_served).then(f"known:{figure}") for figure, is_served in served.items()).alias("known:facts"),
     )

@@ -4,7 +4,7 @@ from datetime import date
 
 from featurestore_dagster.features.equity_views import DAILY_OHLCV_STATS as VIEW
 from featurestore_dagster.model.source import Listing
-from featurestore_dagster.serving.client import PROJECT
+from featurestore_dagster.serving.client_base import PROJECT
 from featurestore_dagster.serving.online_sync import sync_view
 from featurestore_dagster.stores.redis import RedisStore
 from tests.integration.pipeline.conftest import Deployment, with_listings
@@ -21,8 +21,8 @@ def test_a_delisted_symbol_leaves_redis(deployment: Deployment) -> None:
 
     def served(listings: dict[str, Listing]) -> set[str]:
         sync_view(VIEW, deployment.store, online, deployment.clock.now(), with_listings(listings))
-        answers = online.read([(VIEW, VIEW.feature_names)], [{"symbol": symbol} for symbol in LISTED])
-        return {symbol for symbol, answer in zip(LISTED, answers, strict=True) if answer[VIEW.name] is not None}
+        found = online.read([(VIEW, VIEW.feature_names)], [{"symbol": symbol} for symbol in LISTED])
+        return {symbol for symbol, (row,) in zip(LISTED, found.rows, strict=True) if row is not None}
 
     assert served(dict(LISTED)) == set(LISTED)
     ended = LISTED | {"AAA": Listing("AAA", date(2000, 1, 3), date(2018, 12, 6))}

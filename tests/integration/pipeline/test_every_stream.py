@@ -61,10 +61,10 @@ def _events(_: Dataset) -> list[dict[str, Any]]:
     return rows
 
 
-def _facts(_: Dataset) -> list[dict[str, Any]]:
+def _facts(dataset: Dataset) -> list[dict[str, Any]]:
     stocks = {"equity": 5e9, "total_assets": 9e9, "long_term_debt": 1e9}
     rows = []
-    for found in instruments("us_equity"):
+    for found in instruments(dataset.market):
         for quarter in range(12):
             end = date(2024, 3, 31) - timedelta(days=91 * quarter)
             filed = datetime.combine(end, datetime.min.time(), UTC) + timedelta(days=20, hours=20)
@@ -142,7 +142,7 @@ def test_a_stream_is_computed_audited_and_published(deployment: Deployment, view
     last = outcome.rows.sort("event_timestamp").tail(1)
     empty = {name for name in view.feature_names if last[name].null_count()}
     allowed = {f"{member.name}__{name}" for member in view.members for name in member.feature_names}
-    allowed |= {"bid_ask_spread_bps", "market_depth", "price_impact_1pct"} if stream.name == "us_equity_1d" else {"turnover_ratio"}
+    allowed |= {"bid_ask_spread_bps", "market_depth", "price_impact_1pct"} if stream.name == "us_equity_1d" else set()
     allowed |= {"rate_spread"} if stream.market == "crypto" else set()
     allowed |= {"spread_roll_20_est_bps", "fear_greed_index"}
     assert empty - allowed == set()

@@ -13,8 +13,9 @@ from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_service import FeatureService
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.projections.feast_objects import feast_objects
-from featurestore_dagster.serving.client import PROJECT, FeatureStoreClient
-from featurestore_dagster.serving.online import Status
+from featurestore_dagster.serving.client import FeatureStoreClient
+from featurestore_dagster.serving.client_base import PROJECT
+from featurestore_dagster.serving.answer import Status
 from featurestore_dagster.serving.online_sync import sync_view
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.redis import RedisStore

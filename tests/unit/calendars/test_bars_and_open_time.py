@@ -118,6 +118,17 @@ def test_open_time(name: str, start: str, end: str, hours: float) -> None:
     assert calendar(name).open_time(utc(start), utc(end)) == timedelta(hours=hours)
 
 
+@given(
+    name=st.sampled_from(["XNYS", "FX", "24/7", "COP"]),
+    start=st.integers(0, 18 * 365 * 86_400).map(lambda offset: utc("2000-01-01") + timedelta(seconds=offset)),
+    span=st.integers(1, 30 * 86_400 * 10**6).map(lambda count: timedelta(microseconds=count)),
+)
+def test_after_open_time_is_the_first_instant_of_that_age(name: str, start: datetime, span: timedelta) -> None:
+    found = calendar(name).after_open_time(start, span)
+    assert calendar(name).open_time(start, found) == span
+    assert calendar(name).open_time(start, found - timedelta.resolution) < span
+
+
 def test_open_time_is_exact_to_the_microsecond() -> None:
     assert calendar("XNYS").open_time(utc("2018-12-31T20:59:59.999999"), utc("2019-01-02T14:30:00.000001")) == timedelta(microseconds=2)
 

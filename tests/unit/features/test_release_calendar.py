@@ -40,27 +40,30 @@ def test_a_value_is_released_by_its_rule(series_id: str, observed: str, released
 
 
 @pytest.mark.parametrize(
-    ("series_id", "newest", "due"),
+    ("series_id", "since", "due"),
     [
-        ("VIXCLS", "2018-12-21", "2018-12-26T13:15"),  # Monday's value, on Wednesday
-        ("DEXMXUS", "2018-08-24", "2018-09-04T20:15"),  # Monday's value, with its week
-        ("BAA", "2018-12-01", "2019-02-01T13:15"),
-        ("FNG", "2018-12-21", "2018-12-22T01:00"),
+        ("VIXCLS", "2018-12-24T13:15", "2018-12-26T13:15"),  # Friday's value is there; Monday's comes after Christmas
+        ("DEXMXUS", "2018-08-27T20:15", "2018-09-04T20:15"),  # once a week, after Labor Day
+        ("BAA", "2019-01-02T13:15", "2019-02-01T13:15"),
+        ("CPILFESL", "2018-08-20T00:00", "2018-09-15T12:30"),
+        ("FNG", "2018-12-21T01:00", "2018-12-22T01:00"),
     ],
 )
-def test_the_next_value_is_due_when_it_is_released_and_its_embargo_over(series_id: str, newest: str, due: str) -> None:
+def test_the_next_value_is_due_when_it_is_released_and_its_embargo_over(series_id: str, since: str, due: str) -> None:
     series = RELEASED_SERIES[series_id]
     days = EVERY_DAY if series.release.calendar == "24/7" else BUSINESS_DAYS
-    assert series.due_at(date.fromisoformat(newest), days) == _utc(due)
-    held = replace(series, embargo=timedelta(hours=36))
-    assert held.due_at(date.fromisoformat(newest), days) == _utc(due) + timedelta(hours=36)
+    instants = series.due_instants(days)
+    assert instants.is_sorted()
+    assert instants.is_unique().all()
+    assert instants.filter(instants > _utc(since))[0] == _utc(due)
+    held = replace(series, embargo=timedelta(hours=36)).due_instants(days)
+    assert (held - instants == timedelta(hours=36)).all()
 
 
 def test_beyond_the_business_days_nothing_is_due() -> None:
     short = BUSINESS_DAYS.filter(BUSINESS_DAYS.is_between(BUSINESS_DAYS[0], date(2018, 12, 31)))
-    assert RELEASED_SERIES["VIXCLS"].due_at(date(2018, 12, 31), short) is None
-    assert RELEASED_SERIES["VIXCLS"].due_at(date(2018, 12, 28), short) is None
-    assert RELEASED_SERIES["BAA"].due_at(date(2018, 11, 1), short) is None
+    newest = {name: RELEASED_SERIES[name].due_instants(short)[-1] for name in ("VIXCLS", "BAA")}
+    assert newest == {"VIXCLS": _utc("2018-12-31T13:15"), "BAA": _utc("2018-12-03T13:15")}
 
 
 @pytest.mark.parametrize(

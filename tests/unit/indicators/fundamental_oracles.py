@@ -46,19 +46,22 @@ def _by_row(reference: Callable[[Row], float | None]) -> Callable[[RealSeries], 
     return lambda series: np.array([np.nan if (value := reference(row)) is None else value for row in series.frame.iter_rows(named=True)])
 
 
-FUNDAMENTAL_ORACLES = tuple(
-    Oracle(indicator.feature(), _by_row(reference), series=("firms",))
-    for indicator, reference in (
-        (fundamentals.market_cap, _market_cap),
-        (fundamentals.pe_ratio, lambda row: _over(row["raw_close"], row["eps_ttm"])),
-        (fundamentals.pb_ratio, lambda row: _over(_market_cap(row), row["equity"])),
-        (fundamentals.roe, _return_on("equity")),
-        (fundamentals.roa, _return_on("total_assets")),
-        (fundamentals.debt_to_equity, lambda row: _over(row["debt"], row["equity"])),
-        (fundamentals.debt_to_assets, lambda row: _over(row["debt"], row["total_assets"])),
-        (fundamentals.revenue_growth_yoy, _growth("revenue_ttm")),
-        (fundamentals.eps_growth_yoy, _eps_growth),
-        (fundamentals.net_income_growth_yoy, _growth("net_income_ttm")),
-        (fundamentals.turnover_ratio, lambda row: _over(row["raw_volume"], row["shares_outstanding"])),
-    )
+FUNDAMENTAL_ORACLES = (
+    Oracle(fundamentals.daily_volume.feature(), lambda series: series.column("volume")),
+    *(
+        Oracle(indicator.feature(), _by_row(reference), series=("firms",))
+        for indicator, reference in (
+            (fundamentals.market_cap, _market_cap),
+            (fundamentals.pe_ratio, lambda row: _over(row["raw_close"], row["eps_ttm"])),
+            (fundamentals.pb_ratio, lambda row: _over(_market_cap(row), row["equity"])),
+            (fundamentals.roe, _return_on("equity")),
+            (fundamentals.roa, _return_on("total_assets")),
+            (fundamentals.debt_to_equity, lambda row: _over(row["debt"], row["equity"])),
+            (fundamentals.debt_to_assets, lambda row: _over(row["debt"], row["total_assets"])),
+            (fundamentals.revenue_growth_yoy, _growth("revenue_ttm")),
+            (fundamentals.eps_growth_yoy, _eps_growth),
+            (fundamentals.net_income_growth_yoy, _growth("net_income_ttm")),
+            (fundamentals.turnover_ratio, lambda row: _over(row["daily_volume"], row["shares_outstanding"])),
+        )
+    ),
 )

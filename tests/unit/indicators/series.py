@@ -107,7 +107,10 @@ def _moods(sessions: pl.DataFrame) -> RealSeries:
 def _by_session(series: RealSeries, calendar_name: str, bar_ends: pl.Expr) -> RealSeries:
     """Bars with the columns of their session, and the closes of 1, 5 and 20 bars before as official ones."""
     frame = series.frame.with_columns(
-        bar_ends.dt.replace_time_zone("UTC").alias("event_timestamp"), pl.lit("AAA").alias("symbol"), bar_vwap=pl.lit(None, pl.Float64)
+        *(bar_ends.dt.replace_time_zone("UTC").alias(name) for name in ("event_timestamp", "known_at", "action_known_at")),
+        pl.lit("AAA").alias("symbol"),
+        bar_vwap=pl.lit(None, pl.Float64),
+        flags=pl.lit(0, pl.Int64),
     )
     official = (pl.col("close").shift(k).alias(f"official_close_{k}") for k in (1, 5, 20))
     return RealSeries(with_session_columns(frame, calendar_name).with_columns(official), series.decimals, calendar_name)
@@ -139,7 +142,7 @@ def quote_series() -> dict[str, RealSeries]:
     return {"books": RealSeries(books), "trades": RealSeries(trades)}
 
 
-NEVER_NEGATIVE = ("raw_close", "raw_volume", "shares_outstanding", "debt")
+NEVER_NEGATIVE = ("raw_close", "daily_volume", "shares_outstanding", "debt")
 
 
 @cache
@@ -148,7 +151,7 @@ def firm_series() -> dict[str, RealSeries]:
     rows, edges = 4000, (0.0, 0.01, -0.01, 0.0099, -0.0099)
     draw = np.random.Generator(np.random.PCG64(11))
     columns = {}
-    for name in (*FIGURES, "raw_close", "raw_volume"):
+    for name in (*FIGURES, "raw_close", "daily_volume"):
         values = np.where(draw.random(rows) < 1 / 12, draw.choice(edges, rows), draw.normal(2.0, 4.0, rows))
         figures = pl.Series(np.abs(values) if name in NEVER_NEGATIVE else values)
         columns[name] = figures.set(pl.Series(draw.random(rows) < 1 / 12), None)

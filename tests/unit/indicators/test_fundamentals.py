@@ -8,7 +8,7 @@ from featurestore_dagster.model.indicator import Indicator
 
 FIRM = {
     "raw_close": 104.0,
-    "raw_volume": 50_000.0,
+    "daily_volume": 50_000.0,
     "shares_outstanding": 10_000_000.0,
     "net_income_ttm": 52e6,
     "net_income_ttm_year_ago": 40e6,
@@ -58,7 +58,7 @@ AT_A_LIMIT = (
     (fundamentals.eps_growth_yoy, {"eps_ttm_year_ago": 0.01}, 519.0),
     (fundamentals.eps_growth_yoy, {"eps_ttm_year_ago": 0.0099}, None),
     (fundamentals.eps_growth_yoy, {"eps_ttm_year_ago": -0.0099}, None),
-    (fundamentals.turnover_ratio, {"raw_volume": 0.0}, 0.0),
+    (fundamentals.turnover_ratio, {"daily_volume": 0.0}, 0.0),
     (fundamentals.turnover_ratio, {"shares_outstanding": 0.0}, None),
 )
 
@@ -85,5 +85,6 @@ def test_value_at_a_limit(indicator: Indicator, changed: dict[str, float | None]
 
 @pytest.mark.parametrize("indicator", [found for found, _ in VALUES], ids=_ids)
 def test_each_figure_it_reads_is_needed_and_no_other(indicator: Indicator) -> None:
+    read = {*indicator.inputs, *(part.name for part in indicator.components())}
     for name in FIRM:
-        assert (_value(indicator, **{name: None}) is None) == (name in indicator.inputs), name
+        assert (_value(indicator, **{name: None}) is None) == (name in read), name

@@ -8,11 +8,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from hypothesis import strategies as st
 
-from featurestore_dagster.model.flags import QualityFlag
+from featurestore_dagster.model.flags import PROPAGATED, QualityFlag
 from featurestore_dagster.pipeline.blocks.facts import FIGURES
 
 CURRENCIES = {"AAPL": "USD", "IBM": "USD", "USDCOP": "COP"}
@@ -41,20 +43,27 @@ def fact(concept: str, start: date, end: date, value: float, filed: datetime, /,
         "value": value,
         "event_timestamp": filed,
         "known_at": filed,
+        "flags": 0,
     } | other
 
 
-def split(symbol: str, at: datetime, ratio: float | None, known_at: datetime | None = None) -> Row:
+def split(symbol: str, at: datetime, ratio: float | None, known_at: datetime | None = None, flags: int = 0) -> Row:
     """A split as `figures` reads it."""
-    return {"symbol": symbol, "event_timestamp": at, "known_at": known_at or at, "ratio": ratio}
+    return {"symbol": symbol, "event_timestamp": at, "known_at": known_at or at, "ratio": ratio, "flags": flags}
 
 
 @dataclass(frozen=True)
 class _Known:
-    """A figure and when its youngest part was known; the value is None when it was reported in another unit."""
+    """A figure, when its youngest part was known, and the flags of its parts; the value is None when reported in another unit."""
 
     value: float | None
     known_at: datetime
+    flags: int
+
+
+def _merged(value: float | None, parts: Iterable[_Known]) -> _Known:
+    found = list(parts)
+    return _Known(value, max(part.known_at for part in found), reduce(or_, (part.flags for part in found)))
 
 
 def _visible(rows: Iterable[Row], symbol: str, at: datetime) -> list[Row]:
@@ -80,12 +89,13 @@ def _as_of(facts: Sequence[Row], splits: Sequence[Row], symbol: str, at: datetim
     for row in sorted(_visible(facts, symbol, at), key=order):
         later = [action for action in ratios.values() if action["event_timestamp"] > row["event_timestamp"]]
         factor = math.prod(action["ratio"] for action in later)
-        value, known_at = row["value"] if right_unit(row) else None, row["known_at"]
+        value, known_at, flags = row["value"] if right_unit(row) else None, row["known_at"], row["flags"]
         if row["concept"] in {"eps_diluted", "shares_outstanding"}:
             known_at = max([known_at, *(action["known_at"] for action in later)])
+            flags = reduce(or_, (action["flags"] for action in later), flags)
             if value is not None:
                 value = value / factor if row["concept"] == "eps_diluted" else value * factor
-        winners[row["concept"], row["period_start"], row["period_end"]] = _Known(value, known_at)
+        winners[row["concept"], row["period_start"], row["period_end"]] = _Known(value, known_at, flags)
     return winners
 
 
@@ -106,7 +116,7 @@ def _discrete(winners: dict[tuple[str, date, date], _Known], concept: str) -> di
                     continue
                 if length(other_end + DAY, end) == "quarter":
                     value = None if known.value is None or before.value is None else known.value - before.value
-                    found[end] = _Known(value, max(known.known_at, before.known_at))
+                    found[end] = _merged(value, (known, before))
     return found | {end: known for (start, end), known in flows.items() if length(start, end) == "quarter"}
 
 
@@ -117,7 +127,7 @@ def _sum_of_four(quarters: dict[date, _Known], ends: list[date]) -> _Known | Non
     summed = [quarters[end] for end in ends[:4]]
     if any(quarter.value is None for quarter in summed):
         return None
-    return _Known(math.fsum(quarter.value or 0 for quarter in summed), max(quarter.known_at for quarter in summed))
+    return _merged(math.fsum(quarter.value or 0 for quarter in summed), summed)
 
 
 def oracle(facts: Sequence[Row], splits: Sequence[Row], symbol: str, at: datetime) -> Row:
@@ -148,7 +158,7 @@ def oracle(facts: Sequence[Row], splits: Sequence[Row], symbol: str, at: datetim
             found[f"{name}_year_ago"] = winners.get((name, year_ago, year_ago)) if year_ago else None
         owed = [winners[name, end, end] for name in debts if (name, end, end) in winners]
         if owed and all(debt.value is not None for debt in owed):
-            found["debt"] = _Known(math.fsum(debt.value or 0 for debt in owed), max(debt.known_at for debt in owed))
+            found["debt"] = _merged(math.fsum(debt.value or 0 for debt in owed), owed)
     elif any(concept in {"equity", "total_assets", *debts} for concept, _, _ in winners):
         stale = True
 
@@ -161,7 +171,7 @@ def oracle(facts: Sequence[Row], splits: Sequence[Row], symbol: str, at: datetim
     served = {name: known for name, known in found.items() if known and known.value is not None}
     return {
         **{name: served[name].value if name in served else None for name in FIGURES},
-        "flags:facts": STALE if stale else 0,
+        "flags:facts": reduce(or_, (known.flags & PROPAGATED.value for known in served.values()), STALE if stale else 0),
         "known:facts": max((known.known_at for known in served.values()), default=None),
     }
 
@@ -178,6 +188,7 @@ class Filing:
     repeats_last_year: bool
     amended_after_days: int | None
     debts: tuple[str, ...]
+    flags: int = 0
 
 
 filings = st.builds(
@@ -190,6 +201,7 @@ filings = st.builds(
     repeats_last_year=st.booleans(),
     amended_after_days=st.sampled_from([None, None, None, 30, 400]),
     debts=st.sampled_from([(), ("long_term_debt",), ("short_term_debt", "current_portion_of_long_term_debt", "long_term_debt")]),
+    flags=st.sampled_from([0, 0, 0, 0, 0, *(flag.value for flag in QualityFlag)]),
 )
 
 
@@ -214,6 +226,7 @@ def _reported(symbol: str, ends: list[date], number: int, filing: Filing, filed:
     start, end, first = ends[number] + DAY, ends[number + 1], number - number % 4
     known_at = filed + filing.delay_days * DAY
     about = {"symbol": symbol, "form": form, "accession": f"{number}-{form}-{filed:%j}", "event_timestamp": filed, "known_at": known_at}
+    about |= {"flags": filing.flags}
     money, per_share = about | {"unit": currency}, about | {"unit": f"{currency}/shares"}
     shift = filing.seed if form.endswith("/A") else 0
     rows = []

@@ -9,16 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore_dagster.features.raw_tables import COMPANY_FACTS
+from featurestore_dagster.features.raw_tables import COMPANY_FACTS, CORPORATE_ACTIONS
 from featurestore_dagster.indicators import fundamentals
+from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.pipeline.blocks.facts import FIGURES, figures
 from tests.unit.pipeline.filings import CURRENCIES, DAY, STALE, Filing, Row, fact, facts_of, firms, instant, oracle, split, splits
 
 TICK = timedelta(microseconds=1)
+RESTATED, LATE = QualityFlag.RESTATED.value, QualityFlag.LATE.value
 
-FACT_SCHEMA = {name: COMPANY_FACTS.schema[name] for name in (*(c.name for c in COMPANY_FACTS.columns), "event_timestamp", "known_at")}
-SPLIT_SCHEMA = {"symbol": pl.String(), "event_timestamp": UTC_MICROSECONDS, "known_at": UTC_MICROSECONDS, "ratio": pl.Float64()}
+FACT_SCHEMA = {
+    name: COMPANY_FACTS.schema[name] for name in (*(c.name for c in COMPANY_FACTS.columns), "event_timestamp", "known_at", "flags")
+}
+SPLIT_SCHEMA = {name: CORPORATE_ACTIONS.schema[name] for name in ("symbol", "event_timestamp", "known_at", "ratio", "flags")}
 
 
 def _figures(asked: Iterable[tuple[str, datetime]], facts: Iterable[Row], splits: Iterable[Row] = ()) -> pl.DataFrame:
@@ -42,9 +46,12 @@ def test_figures_are_what_the_dictionary_says(
 ) -> None:
     facts = [row for symbol, (calendar, firm) in several.items() for row in facts_of(symbol, calendar, firm)]
     opened = datetime(2018, 6, 1, 14, 30, tzinfo=UTC)
-    known_splits = [split(symbol, opened + days * DAY, ratio, opened + (days + late) * DAY) for symbol, days, ratio, late in actions]
+    known_splits = [
+        split(symbol, opened + days * DAY, ratio, opened + (days + late) * DAY, flags=LATE if late > 0 else 0)
+        for symbol, days, ratio, late in actions
+    ]
     if corrected:
-        known_splits += [row | {"ratio": 4.0, "known_at": row["known_at"] + 50 * DAY} for row in known_splits]
+        known_splits += [row | {"ratio": 4.0, "known_at": row["known_at"] + 50 * DAY, "flags": RESTATED} for row in known_splits]
     turns = {max(row["event_timestamp"], row["known_at"]) for row in (*facts, *known_splits)}
     edges = {instant(row["period_end"] + days * DAY) for row in facts for days in (200, 201)}
     candidates = sorted(turns | {turn - TICK for turn in turns} | edges)
@@ -109,7 +116,7 @@ AFTER = FILED + 20 * DAY
 
 
 def test_a_firm_done_by_hand() -> None:
-    found = _figures([("AAPL", AFTER)], HAND_FIRM).with_columns(raw_close=pl.lit(104.0), raw_volume=pl.lit(0.05))
+    found = _figures([("AAPL", AFTER)], HAND_FIRM).with_columns(raw_close=pl.lit(104.0), daily_volume=pl.lit(0.05))
     expected = {
         fundamentals.market_cap: 1040.0,
         fundamentals.pe_ratio: 104 / 5.2,
@@ -133,6 +140,25 @@ def test_the_annual_report_counts_from_its_acceptance_on() -> None:
     found = _figures([("AAPL", FILED - TICK), ("AAPL", FILED)], HAND_FIRM)
     assert found["net_income_ttm"].to_list() == [7.0 + 12 + 14 + 16, 52.0]
     assert found["equity"].to_list() == [230.0, 240.0]
+
+
+def test_flags_are_those_of_the_facts_behind_the_figures() -> None:
+    """Of a quarter and of a split since the filing, but not of a version that was replaced, an old quarter or an old split."""
+    simulated, imputed, fallback = QualityFlag.SIMULATED.value, QualityFlag.IMPUTED.value, QualityFlag.FALLBACK_SOURCE.value
+    first = [row for row in HAND_FIRM if row["concept"] == "revenue" and row["period_end"] == YEARS[1][1]]
+    assert len(first) == 1
+    others = [row for row in HAND_FIRM if row not in first]
+
+    def flags(*facts: Row, splits: Iterable[Row] = ()) -> int:
+        return int(_figure("flags:facts", AFTER, [*others, *facts], splits))
+
+    clipped = QualityFlag.CLIPPED.value
+    assert flags(first[0] | {"flags": simulated | clipped}) == simulated
+    assert flags(first[0] | {"flags": simulated}, first[0] | {"flags": RESTATED, "known_at": FILED}) == RESTATED
+    too_old = first[0] | {"period_start": date(2015, 1, 1), "period_end": date(2015, 3, 31), "flags": imputed}
+    assert flags(*first, too_old) == 0
+    assert flags(*first, splits=[split("AAPL", FILED + 5 * DAY, 2.0, flags=fallback)]) == fallback
+    assert flags(*first, splits=[split("AAPL", instant(date(2019, 1, 2)), 2.0, flags=fallback)]) == 0, "all was filed after it"
 
 
 def test_a_split_after_the_filing_changes_no_ratio() -> None:

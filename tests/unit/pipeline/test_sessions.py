@@ -1,6 +1,8 @@
 """What has traded since the open and what is usual, against loops over sessions, and around short days and missing bars."""
 
 from datetime import UTC, date, datetime, timedelta
+from functools import reduce
+from operator import or_
 
 import numpy as np
 import polars as pl
@@ -9,11 +11,14 @@ from polars.testing import assert_frame_equal
 
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.indicators import intraday, volume
+from featurestore_dagster.model.flags import PROPAGATED, QualityFlag
+from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.model.time import Timeframe
 from featurestore_dagster.pipeline.blocks.sessions import with_session_columns
 
 SHORT_DAY, FIRST_DAY, LAST_DAY = date(2018, 7, 3), date(2018, 6, 1), date(2018, 7, 13)
 ADDED = ["session", "session_minute", "session_volume", "raw_session_volume", "raw_session_turnover", "usual_session_volume"]
+BEHIND = ["known:sessions", "flags:sessions"]
 
 
 def half_hours(symbol: str = "AAA", seed: int = 0, *, vwap: bool = False) -> pl.DataFrame:
@@ -27,6 +32,9 @@ def half_hours(symbol: str = "AAA", seed: int = 0, *, vwap: bool = False) -> pl.
         (pl.col("raw_close") + 0.3).alias("raw_high"),
         (pl.col("raw_close") - 0.1).alias("raw_low"),
         (pl.col("raw_close") + 0.05 if vwap else pl.lit(None, pl.Float64)).alias("bar_vwap"),
+        (pl.col("event_timestamp") + pl.duration(seconds=draw.integers(0, 10, ends.len()))).alias("known_at"),
+        pl.lit(None, UTC_MICROSECONDS).alias("action_known_at"),
+        pl.lit(0, pl.Int64).alias("flags"),
     )
 
 
@@ -74,6 +82,36 @@ def test_usual_volume_with_missing_bars_by_loop() -> None:
     assert frame["usual_session_volume"].to_list() == usual_by_loop(frame)
 
 
+def behind_by_loop(frame: pl.DataFrame) -> list[tuple[datetime, int]]:
+    """Greatest known-at and OR of flags: the session's bars so far, and those that ended by the same minute in 20 sessions before."""
+    bars = frame.select("session", "session_minute", "known_at", "action_known_at", "flags", "event_timestamp").rows()
+    days = sorted({bar[0] for bar in bars})
+    found = []
+    for day, minute, _, _, _, end in bars:
+        window = days[max(days.index(day) - 20, 0) : days.index(day) + 1]
+        closing = end == calendar("XNYS").session(day).closes
+        read = [bar for bar in bars if bar[0] in window and (bar[1] <= minute or (closing and bar[0] != day))]
+        known_at = max(instant for bar in read for instant in bar[2:4] if instant is not None)
+        found.append((known_at, reduce(or_, (bar[4] for bar in read)) & PROPAGATED.value))
+    return found
+
+
+def test_late_and_flagged_bars_reach_the_rows_that_read_them_by_loop() -> None:
+    place = pl.int_range(pl.len())
+    bars = (
+        half_hours()
+        .filter(place.hash(seed=3) % 5 != 0)
+        .with_columns(
+            pl.when(place == 7).then(pl.col("known_at") + pl.duration(days=18)).otherwise("known_at").alias("known_at"),
+            pl.when(place == 30).then(pl.col("known_at") + pl.duration(days=9)).alias("action_known_at"),
+            pl.when(place % 150 == 20).then((QualityFlag.OUTLIER | QualityFlag.CLIPPED).value).otherwise(place % 201 // 200).alias("flags"),
+        )
+    )
+    frame = with_session_columns(bars, "XNYS")
+    assert frame.select(BEHIND).rows() == behind_by_loop(frame)
+    assert set(frame["flags:sessions"]) == {0, QualityFlag.OUTLIER.value}
+
+
 def test_closing_rows_agree_with_daily_bars() -> None:
     bars = half_hours()
     sessions = calendar("XNYS").sessions(FIRST_DAY, LAST_DAY)
@@ -84,7 +122,7 @@ def test_closing_rows_agree_with_daily_bars() -> None:
         .group_by("symbol", "session", maintain_order=True)
         .agg(
             pl.col("event_timestamp", "raw_close", "bar_vwap").last(),
-            pl.col("raw_high").max(),
+            pl.col("raw_high", "known_at", "action_known_at", "flags").max(),
             pl.col("raw_low").min(),
             pl.col("volume", "raw_volume").sum(),
         )
@@ -158,7 +196,9 @@ def test_the_first_twenty_sessions_before_a_chunk_are_enough() -> None:
 def test_round_the_clock_sessions_end_at_midnight() -> None:
     ends = [datetime(2024, 1, 1, tzinfo=UTC) + timedelta(hours=h) for h in range(1, 30)]
     bars = pl.DataFrame({"symbol": "BTCUSDT", "event_timestamp": pl.Series(ends, dtype=pl.Datetime("us", "UTC"))}).with_columns(
-        *(pl.lit(1.0).alias(name) for name in ("volume", "raw_volume", "raw_high", "raw_low", "raw_close", "bar_vwap"))
+        *(pl.lit(1.0).alias(name) for name in ("volume", "raw_volume", "raw_high", "raw_low", "raw_close", "bar_vwap")),
+        *(pl.col("event_timestamp").alias(name) for name in ("known_at", "action_known_at")),
+        pl.lit(0, pl.Int64).alias("flags"),
     )
     frame = with_session_columns(bars, "24/7")
     assert frame["session_volume"].to_list() == [*range(1, 25), *range(1, 6)]

@@ -97,7 +97,6 @@ CHANGES: dict[str, tuple[tuple[Feature, ...], str]] = {
         "toy_1: price_exponent was None, is 1",
     ),
     "feature gone": (FEATURES[:1], "gone: toy_5"),
-    "feature added": ((*FEATURES, TOY.feature("toy_9", k=9)), "new: toy_9"),
     "order": (FEATURES[::-1], "the features are in another order"),
 }
 
@@ -113,6 +112,20 @@ def test_a_change_under_the_same_version_is_refused_and_says_what_to_do(features
     accepted = json.loads(formulas_file(catalogue(*features, version=2), COMMITTED))
     assert accepted["toy_view"]["1"] == json.loads(COMMITTED)["toy_view"]["1"], "the old version's record stays"
     assert list(accepted["toy_view"]["2"]) == [feature.name for feature in features]
+
+
+def test_a_feature_is_added_without_a_new_version_and_is_held_to_its_formula_from_then_on() -> None:
+    first, second, added = *FEATURES, TOY.feature("toy_9", k=9)
+    text = formulas_file(catalogue(first, added, second), COMMITTED)
+    recorded = json.loads(text)["toy_view"]["1"]
+    assert list(recorded) == ["toy_1", "toy_9", "toy_5"]
+    assert {name: recorded[name] for name in ("toy_1", "toy_5")} == json.loads(COMMITTED)["toy_view"]["1"]
+    with pytest.raises(DeclarationError, match="toy_9: formula was"):
+        formulas_file(catalogue(first, TOY.feature("toy_9", k=8), second), text)
+    with pytest.raises(DeclarationError, match="gone: toy_9"):
+        formulas_file(catalogue(*FEATURES), text)
+    with pytest.raises(DeclarationError, match="the features are in another order"):
+        formulas_file(catalogue(second, added, first), COMMITTED)
 
 
 def test_a_number_that_was_used_is_not_used_again() -> None:
@@ -148,6 +161,10 @@ def test_a_changed_component_is_a_changed_formula() -> None:
         formulas_file(with_component("close of last week", 5), committed)
     with pytest.raises(DeclarationError, match="whole: components: part: the same text gives other values"):
         formulas_file(with_component("close of yesterday", 2), committed)
+    alone = json.loads(committed)
+    del alone["toy_view"]["1"]["whole"]["components"]
+    with pytest.raises(DeclarationError, match="whole: components: new: part"):
+        formulas_file(with_component("close of yesterday", 1), json.dumps(alone))
 
 
 def test_an_expression_that_the_probe_cannot_feed_is_named() -> None:

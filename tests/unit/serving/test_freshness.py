@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.errors import MalformedDataError, PointInTimeViolation, UnknownPartitionError
+from featurestore_dagster.features.macro_series import RELEASED_SERIES
 from featurestore_dagster.features.raw_tables import FX_CANDLES_1H, US_EQUITY_CANDLES_1D, US_EQUITY_CORPORATE_ACTIONS, US_MACRO
 from featurestore_dagster.model.entity import Entity
 from featurestore_dagster.model.feature_view import FeatureView, Stream
@@ -20,7 +21,15 @@ from featurestore_dagster.model.raw_table import UTC_MICROSECONDS, Dataset
 from featurestore_dagster.model.slo import SLO
 from featurestore_dagster.model.time import Timeframe
 from featurestore_dagster.model.units import Unit
-from featurestore_dagster.serving.freshness import STATES, Expectation, Freshness, FreshnessState, evaluate, evaluate_entities, freshness
+from featurestore_dagster.serving.freshness import (
+    STATES,
+    Expectation,
+    Freshness,
+    FreshnessState,
+    evaluate,
+    evaluate_entities,
+    freshness,
+)
 
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 SEVERITY = list(FreshnessState)
@@ -29,7 +38,7 @@ SEVERITY = list(FreshnessState)
 @pytest.fixture(scope="module", autouse=True)
 def _built_calendars() -> None:
     """The first use of a calendar costs a second, which would count against hypothesis' deadline."""
-    for name in ("XNYS", "FX", "24/7"):
+    for name in ("XNYS", "FX", "24/7", "COP"):
         calendar(name)
 
 
@@ -259,12 +268,16 @@ def test_each_stream_of_a_view_follows_its_own_market() -> None:
 
 
 EXPECTATIONS = st.builds(
-    owes,
-    st.sampled_from(["XNYS", "FX", "24/7"]),
-    st.sampled_from([timeframe.value for timeframe in Timeframe]),
-    latency=st.integers(0, 180).map(lambda minutes: minutes * MINUTE),
-    max_lag=st.integers(1, 1500).map(lambda minutes: minutes * MINUTE),
-    ttl=st.integers(1, 9000).map(lambda minutes: minutes * MINUTE),
+    replace,
+    st.builds(
+        owes,
+        st.sampled_from(["XNYS", "FX", "24/7"]),
+        st.sampled_from([timeframe.value for timeframe in Timeframe]),
+        latency=st.integers(0, 180).map(lambda minutes: minutes * MINUTE),
+        max_lag=st.integers(1, 1500).map(lambda minutes: minutes * MINUTE),
+        ttl=st.integers(1, 9000).map(lambda minutes: minutes * MINUTE),
+    ),
+    series=st.one_of(st.just(()), st.sampled_from(sorted(RELEASED_SERIES)).map(lambda name: (RELEASED_SERIES[name],))),
 )
 NOWS = st.integers(0, 20 * 365 * 86_400).map(lambda offset: utc("2000-01-01") + timedelta(seconds=offset))
 AGES = st.one_of(st.integers(0, 86_400), st.integers(0, 20 * 86_400)).map(lambda seconds: timedelta(seconds=seconds))
