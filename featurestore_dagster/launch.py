@@ -1,7 +1,8 @@
-"""Run a calendar's path over a range of sessions, here and now: `python -m featurestore_dagster.launch JOB START END`.
+"""Run calendars' paths over ranges of sessions, here and now: `python -m featurestore_dagster.launch JOB START END [JOB START END ...]`.
 
 For the command line: the caller starts this module with the environment of `Settings.child_environment`, and reads one JSON line per
-asset step from standard output. The run is recorded in Dagster's storage like any other. Deciding what to run does not belong here.
+asset step from standard output. The runs follow one another in one process, since loading the code costs more than a short run, and are
+recorded in Dagster's storage like any other. Deciding what to run does not belong here.
 """
 
 import json
@@ -25,26 +26,34 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 """Each event of ten years of partitions on the console would cost more than the work."""
 
 
-def main(job_name: str, start: str, end: str) -> int:
-    """Execute the job over [start, end]; 0 when the run succeeded, 1 when a step failed.
+def main(*jobs: str) -> int:
+    """Execute each job over its [start, end]; 0 when all runs succeeded, 1 when a step failed.
 
-    Prints JSON lines: {"run_id"} first, then {"step", "state", "seconds", "message"} for each change of a step, last {"status"}.
+    Args:
+        jobs: Name of a job, first and last partition; again for each further job.
+
+    Prints JSON lines, for each run: {"run_id"} first, then {"step", "state", "seconds", "message"} for each change of a step, last
+    {"status"}.
     """
     from featurestore_dagster.definitions import defs
 
-    job = defs.resolve_job_def(job_name)
-    tags = {PARTITION_NAME_TAG: start} if start == end else {ASSET_PARTITION_RANGE_START_TAG: start, ASSET_PARTITION_RANGE_END_TAG: end}
     with dg.DagsterInstance.get() as instance:
-        run = instance.create_run_for_job(job, run_config=QUIET, tags=tags)
-        _say({"run_id": run.run_id})
-        for event in execute_run_iterator(InMemoryJob(job), run, instance):
-            state = STEP_EVENTS.get(event.event_type)
-            if state and event.step_key:
-                _say({"step": event.step_key, "state": state, **_details(event)})
-        finished = instance.get_run_by_id(run.run_id)
-        succeeded = finished is not None and finished.is_success
-        _say({"status": "succeeded" if succeeded else "failed"})
-    return 0 if succeeded else 1
+        succeeded = [_run(defs.resolve_job_def(name), start, end, instance) for name, start, end in zip(*[iter(jobs)] * 3, strict=True)]
+    return 0 if all(succeeded) else 1
+
+
+def _run(job: dg.JobDefinition, start: str, end: str, instance: dg.DagsterInstance) -> bool:
+    tags = {PARTITION_NAME_TAG: start} if start == end else {ASSET_PARTITION_RANGE_START_TAG: start, ASSET_PARTITION_RANGE_END_TAG: end}
+    run = instance.create_run_for_job(job, run_config=QUIET, tags=tags)
+    _say({"run_id": run.run_id})
+    for event in execute_run_iterator(InMemoryJob(job), run, instance):
+        state = STEP_EVENTS.get(event.event_type)
+        if state and event.step_key:
+            _say({"step": event.step_key, "state": state, **_details(event)})
+    finished = instance.get_run_by_id(run.run_id)
+    succeeded = finished is not None and finished.is_success
+    _say({"status": "succeeded" if succeeded else "failed"})
+    return succeeded
 
 
 def _details(event: dg.DagsterEvent) -> dict[str, Any]:

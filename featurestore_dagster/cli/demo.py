@@ -1,6 +1,7 @@
 """`featurestore demo`: the whole path on real data, from nothing to a served vector."""
 
 import time
+from collections import deque
 from dataclasses import asdict
 from datetime import date, timedelta
 from typing import Annotated, Any
@@ -8,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from featurestore_dagster.cli.browse import print_vector
-from featurestore_dagster.cli.operate import connected, freshness_rows, print_freshness, run_path
+from featurestore_dagster.cli.operate import PathRange, connected, freshness_rows, print_freshness, run_paths
 from featurestore_dagster.cli.output import AsJson, console, print_json, print_rows
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.time import Timeframe
@@ -54,16 +55,19 @@ def demo(start: Annotated[str, typer.Option(help="First session to ingest, YYYY-
         PostgresStore(running.postgres, clock).apply(CATALOGUE)
         lap("apply schema")
         _.stop()
-        run = run_path(running, "XNYS", date.fromisoformat(start), clock.now().date(), quiet=as_json)
+        last = clock.now().date()
+        observed = [PathRange(OBSERVED_CALENDAR, last - OBSERVED_DAYS, last, cadence) for cadence in (None, Timeframe.ONE_MINUTE)]
+        runs = run_paths(running, [PathRange("XNYS", date.fromisoformat(start), last), *observed], quiet=as_json)
+        run = next(runs)
         lap("ingest, compute, publish, sync")
-        for cadence in (None, Timeframe.ONE_MINUTE):
-            last = clock.now().date()
-            run_path(running, OBSERVED_CALENDAR, last - OBSERVED_DAYS, last, cadence=cadence, quiet=as_json)
+        deque(runs, maxlen=0)
         lap(f"what the samples know of {OBSERVED_SYMBOL}")
         client = FeatureStoreClient(running)
         entity = {"symbol": DEMO_SYMBOL, "timeframe": "1d", "portfolio": "GLOBAL"}
+        client.warm_up()
         vector = client.get_online_features(DEMO_SERVICE, [entity])
         states = freshness_rows(client)
+        client.close()
         lap("read vector and SLO states")
     if run is None:
         raise typer.BadParameter(f"no session between {start} and {clock.now().date()}")

@@ -3,10 +3,11 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
+from itertools import chain
 from typing import Annotated, Any
 
 import polars as pl
@@ -42,7 +43,7 @@ def connected(settings: Settings) -> Iterator[Settings]:
 
 def refill(settings: Settings) -> None:
     """Bring an embedded Redis, which keeps nothing on disk, up to the ledger; nothing to do before the first `apply`."""
-    from featurestore_dagster.serving.client import PROJECT
+    from featurestore_dagster.serving.client_base import PROJECT
     from featurestore_dagster.serving.online_sync import sync_view
 
     clock = settings.make_clock()
@@ -183,6 +184,21 @@ class PathRun:
     failures: dict[str, str]
 
 
+@dataclass(frozen=True)
+class PathRange:
+    """What to run: the path of a calendar, from the first to the last day."""
+
+    calendar_name: str
+    first: date
+    last: date
+    cadence: Timeframe | None = None
+
+    @property
+    def job(self) -> str:
+        """Name of the path's job."""
+        return f"{self.calendar_name.lower().replace('/', '_')}{f'_{self.cadence}' if self.cadence else ''}_path"
+
+
 def run_path(
     settings: Settings, calendar_name: str, first: date, last: date, *, cadence: Timeframe | None = None, quiet: bool = False
 ) -> PathRun | None:
@@ -190,29 +206,42 @@ def run_path(
 
     Steps are printed as they happen, unless `quiet`.
     """
+    return next(run_paths(settings, [PathRange(calendar_name, first, last, cadence)], quiet=quiet))
+
+
+def run_paths(settings: Settings, ranges: Sequence[PathRange], *, quiet: bool = False) -> Iterator[PathRun | None]:
+    """As `run_path` for one after another, in one process; each outcome appears when its run has ended."""
     from featurestore_dagster.supervisor.tree import prepare_dagster_home
 
-    sessions = _sessions(settings, calendar_name, first, last)
-    if not sessions:
-        return None
+    found = {wanted: _sessions(settings, wanted.calendar_name, wanted.first, wanted.last) for wanted in ranges}
+    jobs = [(wanted.job, sessions[0].isoformat(), sessions[-1].isoformat()) for wanted, sessions in found.items() if sessions]
+    if not jobs:
+        yield from [None] * len(ranges)
+        return
     prepare_dagster_home(settings)
-    job = f"{calendar_name.lower().replace('/', '_')}{f'_{cadence}' if cadence else ''}_path"
-    ledger = Ledger(settings.postgres)
-    run_id, seconds, failures, succeeded = "", dict[str, float](), dict[str, str](), False
     log = settings.data_folder / "launch.log"
-    command = [sys.executable, "-m", "featurestore_dagster.launch", job, sessions[0].isoformat(), sessions[-1].isoformat()]
-    if not quiet:
-        console.print(f"{job}: {len(sessions)} sessions, {sessions[0]} to {sessions[-1]}", highlight=False)
+    command = [sys.executable, "-m", "featurestore_dagster.launch", *chain.from_iterable(jobs)]
     with (
         log.open("ab") as stderr,
         subprocess.Popen(command, env=settings.child_environment(), stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
-        console.status("loading the code location", spinner="dots") as spinner,
     ):
+        for wanted in ranges:
+            yield _followed(settings, process, wanted.job, found[wanted], quiet=quiet) if found[wanted] else None
+
+
+def _followed(settings: Settings, process: subprocess.Popen[str], job: str, sessions: Sequence[date], *, quiet: bool) -> PathRun:
+    """The next run of a launched process, read and printed to its end."""
+    run_id, seconds, failures, status = "", dict[str, float](), dict[str, str](), ""
+    if not quiet:
+        console.print(f"{job}: {len(sessions)} sessions, {sessions[0]} to {sessions[-1]}", highlight=False)
+    with console.status("loading the code location", spinner="dots") as spinner:
         for line in process.stdout or ():
             if not line.startswith("{"):
                 continue
             event = json.loads(line)
-            run_id, succeeded = event.get("run_id", run_id), event.get("status") == "succeeded"
+            run_id, status = event.get("run_id", run_id), event.get("status", "")
+            if status:
+                break
             step, state = event.get("step"), event.get("state")
             if state == "succeeded":
                 seconds[step] = event["seconds"]
@@ -227,12 +256,13 @@ def run_path(
             else:
                 console.print(f"  [red]{state}[/] {step}", highlight=False)
                 console.print(event.get("message", ""), markup=False, highlight=False)
-    if process.returncode and not failures:
-        failures["launch"] = f"the run did not start or was killed (exit code {process.returncode}); see {log}"
+    if not status:
+        log = settings.data_folder / "launch.log"
+        failures["launch"] = f"the run did not start or was killed (exit code {process.wait()}); see {log}"
         console.print(failures["launch"], highlight=False)
-    written = ledger.written_by(run_id)
+    written = Ledger(settings.postgres).written_by(run_id)
     return PathRun(
-        job, run_id, sessions[0].isoformat(), sessions[-1].isoformat(), len(sessions), succeeded and process.returncode == 0,
+        job, run_id, sessions[0].isoformat(), sessions[-1].isoformat(), len(sessions), status == "succeeded",
         written["rows_published"], written["rows_quarantined"], written["partitions_published"], seconds, failures,
     )  # fmt: skip
 
@@ -242,15 +272,10 @@ def _sessions(settings: Settings, calendar_name: str, first: date, last: date) -
     market = calendar(calendar_name)
     catalogue = CATALOGUE.with_sources(settings.source_names)
     bars = [dataset for dataset in catalogue.datasets if dataset.calendar == calendar_name and dataset.bars]
-    fed = [
-        (view, stream)
-        for view in catalogue.views
-        for stream in view.streams
-        if stream.calendar == calendar_name and catalogue.is_fed(stream)
-    ]
     listings = [catalogue.listings(dataset) for dataset in bars]
     if not any(listings):
-        listings = [listings_of(catalogue, view, stream) for view, stream in fed]
+        streams = [(view, stream) for view in catalogue.views for stream in view.streams if stream.calendar == calendar_name]
+        listings = [listings_of(catalogue, view, stream) for view, stream in streams]
     earliest = min((listing.first for found in listings for listing in found.values()), default=date.max)
     now = market.session_of(pl.Series([settings.make_clock().now()], dtype=UTC_MICROSECONDS))[0]
     low, high = max(first, earliest), min(last, now)

@@ -7,7 +7,7 @@ one batch per asset (see `event_log`). What was published is decided by the ledg
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -58,7 +58,7 @@ def publish_events(
         yield from _single(context, done[0], run_metadata)
         return
     if not blocked:
-        _add_metadata(context, {outcome.partition_key: _metadata(outcome) for outcome in good}, run_metadata)
+        _add_metadata(context, _metadata(good), run_metadata)
         yield dg.MaterializeResult()
         _record_checks(context, done)
         yield dg.AssetCheckResult(check_name=AUDIT, passed=True, metadata={"partitions": len(good)})
@@ -87,7 +87,8 @@ def _single(
         yield dg.AssetCheckResult(check_name=AUDIT, passed=False, metadata=checks)
         raise _failure(context, [outcome], 0)
     yield dg.MaterializeResult(
-        metadata={**_metadata(outcome), **run_metadata}, check_results=[dg.AssetCheckResult(check_name=AUDIT, passed=True, metadata=checks)]
+        metadata={**_metadata([outcome])[outcome.partition_key], **run_metadata},
+        check_results=[dg.AssetCheckResult(check_name=AUDIT, passed=True, metadata=checks)],
     )
 
 
@@ -100,15 +101,19 @@ def _with_progress(context: dg.AssetExecutionContext, outcomes: Iterator[Partiti
             context.log.info(f"{number} of {total} partitions, at {outcome.partition_key}")
 
 
-def _metadata(outcome: PartitionOutcome) -> dict[str, Any]:
-    if outcome.publication is None:
-        return {"published": "nothing new"}
-    publication = outcome.publication
-    return {
-        **rows_metadata(outcome.rows),
-        "rows_published": publication.rows_published,
-        "rows_quarantined": publication.rows_quarantined,
-        "content_hash": publication.content_hash,
+def _metadata(outcomes: list[PartitionOutcome]) -> dict[str, dict[str, Any]]:
+    """Metadata of each partition's materialisation."""
+    published = {outcome.partition_key: outcome.publication for outcome in outcomes if outcome.publication is not None}
+    counts = rows_metadata({outcome.partition_key: outcome.rows for outcome in outcomes if outcome.partition_key in published})
+    metadata: dict[str, dict[str, Any]] = {outcome.partition_key: {"published": "nothing new"} for outcome in outcomes}
+    return metadata | {
+        key: {
+            **counts[key],
+            "rows_published": publication.rows_published,
+            "rows_quarantined": publication.rows_quarantined,
+            "content_hash": publication.content_hash,
+        }
+        for key, publication in published.items()
     }
 
 
@@ -128,7 +133,10 @@ def _failure(context: dg.AssetExecutionContext, blocked: list[PartitionOutcome],
     )
 
 
-def _entry(context: dg.AssetExecutionContext, event_type: dg.DagsterEventType, data: Any, message: str) -> EventLogEntry:
+def _entries(
+    context: dg.AssetExecutionContext, event_type: dg.DagsterEventType, contents: Sequence[tuple[Any, str]]
+) -> list[EventLogEntry]:
+    """One event of the running step for each pair of data and message; at least one pair."""
     step = context.op_execution_context._step_execution_context  # noqa: SLF001 - Dagster has no public way to write a batch
     event = DagsterEvent(
         event_type_value=event_type.value,
@@ -137,11 +145,10 @@ def _entry(context: dg.AssetExecutionContext, event_type: dg.DagsterEventType, d
         node_handle=step.step.node_handle,
         step_kind_value=step.step.kind.value,
         logging_tags=step.event_tags,
-        event_specific_data=data,
-        message=message,
+        event_specific_data=contents[0][0],
         pid=os.getpid(),
     )
-    return EventLogEntry(  # type: ignore[no-untyped-call]
+    entry = EventLogEntry(  # type: ignore[no-untyped-call]
         error_info=None,
         level=logging.DEBUG,
         user_message="",
@@ -151,28 +158,26 @@ def _entry(context: dg.AssetExecutionContext, event_type: dg.DagsterEventType, d
         job_name=context.run.job_name,
         dagster_event=event,
     )
+    return [entry._replace(dagster_event=event._replace(event_specific_data=data, message=message)) for data, message in contents]
 
 
 def _record_materialisations(context: dg.AssetExecutionContext, good: list[PartitionOutcome]) -> None:
-    entries = [
-        _entry(
-            context,
-            dg.DagsterEventType.ASSET_MATERIALIZATION,
-            StepMaterializationData(
-                dg.AssetMaterialization(context.asset_key, partition=outcome.partition_key, metadata=_metadata(outcome)), []
-            ),
-            f"Materialized partition {outcome.partition_key}",
+    contents = [
+        (
+            StepMaterializationData(dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata), []),
+            f"Materialized partition {key}",
         )
-        for outcome in good
+        for key, metadata in _metadata(good).items()
     ]
-    if entries:
+    if contents:
+        entries = _entries(context, dg.DagsterEventType.ASSET_MATERIALIZATION, contents)
         context.instance.event_log_storage.store_event_batch(entries)
 
 
 def _record_checks(context: dg.AssetExecutionContext, outcomes: list[PartitionOutcome]) -> None:
     storage = context.instance.event_log_storage
     stored = storage.get_latest_storage_id_by_partition(context.asset_key, dg.DagsterEventType.ASSET_MATERIALIZATION)
-    entries = []
+    contents = []
     for outcome in outcomes:
         target = None if outcome.blocked else stored.get(outcome.partition_key)
         metadata = checks_metadata(outcome.audit) if outcome.audit else {}
@@ -186,5 +191,5 @@ def _record_checks(context: dg.AssetExecutionContext, outcomes: list[PartitionOu
             blocking=True,
             partition=outcome.partition_key,
         )
-        entries.append(_entry(context, dg.DagsterEventType.ASSET_CHECK_EVALUATION, evaluation, f"{AUDIT} of {outcome.partition_key}"))
-    storage.store_event_batch(entries)
+        contents.append((evaluation, f"{AUDIT} of {outcome.partition_key}"))
+    storage.store_event_batch(_entries(context, dg.DagsterEventType.ASSET_CHECK_EVALUATION, contents))

@@ -9,7 +9,7 @@ from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.raw_table import Dataset
 from featurestore_dagster.model.time import Clock
 from featurestore_dagster.pipeline.publication import Pipeline
-from featurestore_dagster.serving.client import PROJECT
+from featurestore_dagster.serving.client_base import PROJECT
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.sources import fetch, files
 from featurestore_dagster.stores.embedded import running_settings

@@ -46,15 +46,23 @@ def checks_metadata(audit: PartitionAudit) -> dict[str, Any]:
     return metadata
 
 
-def rows_metadata(rows: pl.DataFrame) -> dict[str, Any]:
-    """Row count, flags and NULL counts of one partition's rows."""
-    metadata: dict[str, Any] = {"dagster/row_count": rows.height}
-    if rows.height:
-        if counts := QualityFlag.counts(rows["flags"]):
-            metadata["flags"] = dg.MetadataValue.json(counts)
-        nulls = {name: count for name, count in rows.null_count().row(0, named=True).items() if count}
-        if nulls:
-            metadata["nulls"] = dg.MetadataValue.json(nulls)
+def rows_metadata(partitions: Mapping[str, pl.DataFrame]) -> dict[str, dict[str, Any]]:
+    """Row count, flags and NULL counts of each partition's rows, counted for all of them at once.
+
+    Args:
+        partitions: Partition key -> rows, all of one schema with a column `flags`; any number of partitions and rows.
+    """
+    if not partitions:
+        return {}
+    metadata: dict[str, dict[str, Any]] = {key: {"dagster/row_count": rows.height} for key, rows in partitions.items()}
+    labels = pl.Series("partition_key", [key for key, rows in partitions.items() for _ in range(rows.height)], pl.String)
+    rows = pl.concat(partitions.values())
+    flags = [(pl.col("flags") & QualityFlag[name].value != 0).sum().alias(name) for name in QualityFlag.counts(rows["flags"])]
+    holes = [name for name, count in rows.null_count().row(0, named=True).items() if count]
+    for title, counts in (("flags", flags), ("nulls", [pl.col(name).null_count() for name in holes])):
+        for key, *found in rows.group_by(labels).agg(counts).iter_rows():
+            if shown := {name.meta.output_name(): count for name, count in zip(counts, found, strict=True) if count}:
+                metadata[key][title] = dg.MetadataValue.json(shown)
     return metadata
 
 

@@ -24,7 +24,14 @@ from featurestore_dagster.model.indicator import Feature
 from featurestore_dagster.model.raw_table import Dataset
 from featurestore_dagster.orchestration import asset_keys
 from featurestore_dagster.orchestration.lineage import column_lineage
-from featurestore_dagster.orchestration.presentation import HISTOGRAM_BARS, HISTOGRAMS, describe_view, distributions, features_table
+from featurestore_dagster.orchestration.presentation import (
+    HISTOGRAM_BARS,
+    HISTOGRAMS,
+    describe_view,
+    distributions,
+    features_table,
+    rows_metadata,
+)
 
 STREAMS = [pytest.param(view, stream, id=f"{view.label}-{stream.name}") for view in CATALOGUE.views for stream in view.streams]
 
@@ -47,6 +54,21 @@ def test_a_distribution_has_an_image_and_its_figures_for_each_feature() -> None:
     assert drawn[0][1].attrib["d"].count("H") == HISTOGRAM_BARS
     line = next(line for line in markdown.md_str.splitlines() if line.startswith("| rsi_14 |"))
     assert line.split("|")[3:-1] == [" 0 ", " 49 ", " 98 ", " 0..100 ", " 1% "]
+
+
+def test_each_partition_is_counted_apart() -> None:
+    partitions = {
+        "2018-12-27": pl.DataFrame({"close": [1.0, None, None], "flags": [1, 3, 0]}),
+        "2018-12-28": pl.DataFrame({"close": [], "flags": []}, schema={"close": pl.Float64, "flags": pl.Int64}),
+        "2018-12-31": pl.DataFrame({"close": [2.0], "flags": [1 << 23]}),
+    }
+    found = rows_metadata(partitions)
+    counts = {key: {name: getattr(value, "data", value) for name, value in metadata.items()} for key, metadata in found.items()}
+    assert counts == {
+        "2018-12-27": {"dagster/row_count": 3, "flags": {"MISSING_OHLCV": 2, "INSUFFICIENT_OHLCV": 1}, "nulls": {"close": 2}},
+        "2018-12-28": {"dagster/row_count": 0},
+        "2018-12-31": {"dagster/row_count": 1, "flags": {"OUT_OF_SESSION": 1}},
+    }
 
 
 def test_a_histogram_rises_where_the_values_are() -> None:
