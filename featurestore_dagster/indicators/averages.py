@@ -15,13 +15,14 @@ EMA_CONVERGENCE, WILDER_CONVERGENCE = 12, 24
 def window_sum(values: pl.Expr, n: int) -> pl.Expr:
     """Sum of the last n values; NULL when one of them is NULL.
 
-    Weights of 1 make Polars add up each window afresh. Its unweighted sums slide, and so keep a residue of either sign of
-    values that have left: equal windows would get unequal sums, and sums of zeros could be negative. The kernel takes no NULL.
+    Added up in the same order in every window, from sums of half the length. Polars' own sums slide, and so keep a residue of either
+    sign of values that have left: equal windows would get unequal sums, and sums of zeros could be negative.
     """
-    return bind(
-        lambda values: pl.when(values.rolling_min(n).is_not_null()).then(values.fill_null(0.0).rolling_sum(n, weights=[1.0] * n)),
-        values=values,
-    )
+    if n == 1:
+        return values
+    if n % 2:
+        return bind(lambda values: window_sum(values, n - 1) + values.shift(n - 1), values=values)
+    return bind(lambda half: half + half.shift(n // 2), half=window_sum(values, n // 2))
 
 
 def window_mean(values: pl.Expr, n: int) -> pl.Expr:

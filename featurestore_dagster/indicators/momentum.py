@@ -76,7 +76,11 @@ def _macd_line() -> pl.Expr:
     fast = recursive_mean(
         pl.col("close"),
         2 / (MACD_FAST + 1),
-        lambda values: pl.when(values.rolling_sum(MACD_SLOW).is_not_null()).then(values.rolling_mean(MACD_FAST)),
+        lambda values: bind(
+            lambda slow, fast: pl.when(slow.is_not_null()).then(fast),
+            slow=values.rolling_mean(MACD_SLOW),
+            fast=values.rolling_mean(MACD_FAST),
+        ),
     )
     return fast - exponential_mean(pl.col("close"), MACD_SLOW)
 
@@ -92,7 +96,10 @@ def _macd_line() -> pl.Expr:
 )
 def macd() -> pl.Expr:
     """MACD line."""
-    return bind(lambda line: pl.when(line.rolling_sum(MACD_SIGNAL).is_not_null()).then(line), line=_macd_line())
+    return bind(
+        lambda line: bind(lambda line, seed: pl.when(seed.is_not_null()).then(line), line=line, seed=line.rolling_mean(MACD_SIGNAL)),
+        line=_macd_line(),
+    )
 
 
 @indicator(

@@ -37,47 +37,26 @@ def _smoothed(values: pl.Expr, n: int) -> pl.Expr:
     return recursive_mean(values, 1 / n, lambda values: values.rolling_sum(n - 1) / n)
 
 
-def _index(movement: pl.Expr, smoothed_movement: pl.Expr, spread: pl.Expr, smoothed_spread: pl.Expr, n: int) -> pl.Expr:
-    """+DI or -DI from the movement and the true range, each with its mean."""
-    quotient = pl.when(smoothed_spread == 0).then(0.0).otherwise(100 * smoothed_movement / smoothed_spread)
+def _index(movement: pl.Expr, spread: pl.Expr) -> pl.Expr:
+    """+DI or -DI from the means of the movement and of the true range, from the bar after their first on."""
+    quotient = pl.when(spread == 0).then(0.0).otherwise(100 * movement / spread)
+    complete = (movement + spread).is_not_null() & (movement + spread).shift(1).is_not_null()
     # Movement never exceeds the true range, but rounding may by an ulp.
-    return pl.when((movement + spread).rolling_sum(n).is_not_null()).then(quotient.clip(0, 100))
+    return pl.when(complete).then(quotient.clip(0, 100))
 
 
 def _directional_index(n: int, *, rising: bool) -> pl.Expr:
     """+DI or -DI."""
-    return bind(
-        lambda movement, spread: bind(
-            lambda movement, smoothed_movement, spread, smoothed_spread: _index(movement, smoothed_movement, spread, smoothed_spread, n),
-            movement=movement,
-            smoothed_movement=_smoothed(movement, n),
-            spread=spread,
-            smoothed_spread=_smoothed(spread, n),
-        ),
-        movement=_movement(rising=rising),
-        spread=true_range(),
-    )
+    return bind(_index, movement=_smoothed(_movement(rising=rising), n), spread=_smoothed(true_range(), n))
 
 
 def _with_both_indices(n: int, body: Callable[[pl.Expr, pl.Expr], pl.Expr]) -> pl.Expr:
     """`body(+DI, -DI)`, the true range smoothed once for both."""
-
-    def indices(rise: pl.Expr, fall: pl.Expr, spread: pl.Expr, rises: pl.Expr, falls: pl.Expr, spreads: pl.Expr) -> pl.Expr:
-        return bind(body, plus=_index(rise, rises, spread, spreads, n), minus=_index(fall, falls, spread, spreads, n))
-
     return bind(
-        lambda rise, fall, spread: bind(
-            indices,
-            rise=rise,
-            fall=fall,
-            spread=spread,
-            rises=_smoothed(rise, n),
-            falls=_smoothed(fall, n),
-            spreads=_smoothed(spread, n),
-        ),
-        rise=_movement(rising=True),
-        fall=_movement(rising=False),
-        spread=true_range(),
+        lambda rise, fall, spread: bind(body, plus=_index(rise, spread), minus=_index(fall, spread)),
+        rise=_smoothed(_movement(rising=True), n),
+        fall=_smoothed(_movement(rising=False), n),
+        spread=_smoothed(true_range(), n),
     )
 
 

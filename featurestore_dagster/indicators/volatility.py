@@ -36,7 +36,7 @@ def annualised_volatility(prices: pl.Expr, sessions_per_year: pl.Expr | int) -> 
 )
 def vol(n: int) -> pl.Expr:
     """Standard deviation of the last n simple returns."""
-    return simple_return(pl.col("close"), 1).rolling_std(n)
+    return bind(lambda move: move.rolling_std(n), move=simple_return(pl.col("close"), 1))
 
 
 @indicator(

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from featurestore_dagster.indicators.averages import ema, exponential_mean, sma, wilder_mean
+from featurestore_dagster.indicators.averages import ema, exponential_mean, sma, wilder_mean, window_sum
 
 
 def _evaluate(values: list[float | None], expression: pl.Expr) -> list[float | None]:
@@ -12,6 +12,14 @@ def _evaluate(values: list[float | None], expression: pl.Expr) -> list[float | N
 
 def test_sma_by_hand() -> None:
     assert _evaluate([1, 2, 3, 7], sma.expression(n=3)) == [None, None, 2, 4]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 12, 25])
+def test_a_window_sum_depends_on_its_window_alone(n: int) -> None:
+    window: list[float | None] = [0.1 * number for number in range(1, n + 1)]
+    found = _evaluate([1e17, None, -0.3, 5e-324, *window], window_sum(pl.col("close"), n))
+    assert found[-1:] == _evaluate(window, window_sum(pl.col("close"), n))[-1:] == [pytest.approx(0.1 * n * (n + 1) / 2, rel=1e-15)]
+    assert [value is None for value in found] == [row < n - 1 or row - n < 1 <= row for row in range(n + 4)]
 
 
 def test_ema_is_seeded_with_the_mean_of_its_first_window() -> None:
