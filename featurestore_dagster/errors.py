@@ -11,18 +11,23 @@
     │   ├── PointInTimeViolation         an answer would have held a value from the future (ValueError)
     │   ├── NotOnlineError               the view or service is for training only
     │   ├── NullFeaturesError            a vector without NULL was asked for, and features are NULL (ValueError)
+    │   ├── InsufficientCoverageError    fewer values than the caller demands are there
     │   ├── RefusedError                 a dangerous request was not confirmed, or the request asks too much
     │   └── SourceRefusedError           a provider understood the request and will not answer it
     │       └── SymbolNotFoundError      a provider does not know the symbol: delisted, renamed, or never its own
     └── TransientError                   the same call may succeed later: retried with back-off
         ├── StoreUnavailableError        Postgres or Redis did not answer
+        │   └── NoTierAnsweredError      none of the stores that a read was asked of
         └── SourceUnavailableError       a provider did not answer
 
 Nothing else belongs here: no handling, no formatting.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+
+NAMED = 10
+"""A message names no more missing features than this."""
 
 
 class FeatureStoreError(Exception):
@@ -101,6 +106,24 @@ class NullFeaturesError(TerminalError, ValueError):
         super().__init__(f"{service}: {len(missing)} features are NULL: {reasons}; pass allow_null=True to take the vector as it is")
 
 
+class InsufficientCoverageError(TerminalError):
+    """An answer has fewer values than its caller demands, and was withheld.
+
+    Args:
+        coverage: Share of the values that are there.
+        demanded: The share that the caller's policy demands.
+        missing: What is not there, in the order asked, with the reason.
+    """
+
+    def __init__(self, coverage: float, demanded: float, missing: Mapping[str, str]) -> None:
+        """Name what is missing."""
+        self.coverage = coverage
+        self.features = tuple(missing)
+        named = ", ".join(f"{name} ({reason})" for name, reason in list(missing.items())[:NAMED])
+        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        super().__init__(f"{coverage:.1%} of the values are there, and at least {demanded:.1%} are demanded; missing: {named}{more}")
+
+
 class RefusedError(TerminalError):
     """A dangerous or oversized request was not carried out."""
 
@@ -127,6 +150,20 @@ class SymbolNotFoundError(SourceRefusedError):
 
 class StoreUnavailableError(TransientError):
     """Postgres or Redis did not answer."""
+
+
+class NoTierAnsweredError(StoreUnavailableError):
+    """None of the stores that can answer a read did so in time.
+
+    Args:
+        views: What was not answered.
+        refusals: What each store said, a sentence each.
+    """
+
+    def __init__(self, views: Sequence[str], refusals: Sequence[str]) -> None:
+        """Say what each store said."""
+        self.views = tuple(views)
+        super().__init__(f"no store answered for {', '.join(views)}: {'; '.join(refusals)}")
 
 
 class SourceUnavailableError(TransientError):

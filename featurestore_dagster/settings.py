@@ -222,6 +222,18 @@ class Settings(EnvironmentSettings):
         "127.0.0.1", min_length=1, description="where Dagster's code server is reached: a host name or an address"
     )
     code_server_port: PortOrFree = Field(0, description="a TCP port, 0 to 65535; 0 picks a free one")
+    history_cache_mebibytes: int = Field(4_096, ge=0, description="most MiB of the local cache of published history; 0: none")
+    serve_host: str = Field("127.0.0.1", min_length=1, description="an address to listen on; beyond loopback only with a key")
+    serve_port: PortOrFree = Field(8006, description="a TCP port, 0 to 65535; 0 picks a free one")
+    serve_workers: int = Field(2, ge=1, le=64, description="processes that answer HTTP, 1 to 64")
+    serve_api_key: SecretStr = Field(SecretStr(""), description="what HTTP clients send as X-API-Key or bearer token; empty: none")
+    serve_maximum_entities: int = Field(1_000, ge=1, le=100_000, description="entity rows of one online request over HTTP, 1 to 100000")
+    serve_maximum_features: int = Field(1_000, ge=1, le=2_000, description="features of one request over HTTP, 1 to 2000")
+    serve_maximum_body_bytes: int = Field(8 * 2**20, ge=1_024, description="bytes of a request's body, from 1024")
+    serve_maximum_history_body_bytes: int = Field(128 * 2**20, ge=1_024, description="bytes of a historical request's body, from 1024")
+    serve_maximum_history_rows: int = Field(1_000_000, ge=1, description="entity rows of one historical request over HTTP, from 1")
+    serve_maximum_concurrent_requests: int = Field(64, ge=1, description="requests that one process answers at a time, from 1")
+    serve_deadline_seconds: float = Field(30.0, gt=0, le=3_600, description="seconds until an answer must begin, above 0, at most 3600")
     dagster_home: Path | None = Field(
         None,
         validation_alias="DAGSTER_HOME",

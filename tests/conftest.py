@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 import redis
@@ -18,6 +19,8 @@ from featurestore_dagster.stores.embedded import EmbeddedServices
 
 TEMPLATE = "featurestore_template"
 _numbers = itertools.count(1)
+
+hypothesis.settings.register_profile("nightly", max_examples=1_000, deadline=None)  # pytest --hypothesis-profile=nightly
 
 
 def pytest_configure() -> None:

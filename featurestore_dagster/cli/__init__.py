@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 failed or refused, 2 wrong usage.
 """
 
+import logging
 import sys
 
 from featurestore_dagster.cli.app import app
@@ -12,6 +13,7 @@ from featurestore_dagster.errors import FeatureStoreError
 
 def main() -> None:
     """Entry point: deliberate errors become one line and exit code 1."""
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # what it warns of is in the error, or in the answer's tier
     try:
         app()
     except FeatureStoreError as error:

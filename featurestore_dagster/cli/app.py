@@ -2,7 +2,7 @@
 
 import typer
 
-from featurestore_dagster.cli import browse, demo, feast, normalisation, operate, quarantine, store
+from featurestore_dagster.cli import audit, browse, demo, feast, normalisation, operate, quarantine, serve, store
 
 app = typer.Typer(
     name="featurestore",
@@ -17,6 +17,7 @@ app.command()(demo.demo)
 app.command()(operate.up)
 app.command()(operate.down)
 app.command()(operate.status)
+app.command()(serve.serve)
 app.command()(store.apply)
 app.command()(store.plan)
 app.command()(operate.materialize)
@@ -25,8 +26,8 @@ app.command()(browse.info)
 app.command()(browse.get)
 app.command(name="fit-normalisation")(normalisation.fit_normalisation)
 app.command()(store.teardown)
-app.command()(store.audit)
 app.command()(store.generate)
 app.command()(browse.env)
+app.add_typer(audit.app, name="audit")
 app.add_typer(quarantine.app, name="quarantine")
 app.command(name="feast", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(feast.feast)

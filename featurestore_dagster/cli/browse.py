@@ -132,6 +132,9 @@ def get(
     timeframe: Annotated[str | None, typer.Option(help="Timeframe of views that have one; 1d when not given.")] = None,
     portfolio: Annotated[str, typer.Option(help="Portfolio of macro views.")] = "GLOBAL",
     as_of: Annotated[str | None, typer.Option(help="Instant with zone: values as known then, from Postgres.")] = None,
+    deadline_seconds: Annotated[
+        float, typer.Option(help="Within this time Redis, Postgres and a computation from raw data are asked.")
+    ] = 30,
     as_json: bool = AsJson,
 ) -> None:
     """One feature vector in order, with unit, event time, age and flags. Exit code 1 when nothing at all was found.
@@ -139,12 +142,14 @@ def get(
     Example: `featurestore get daily_equity_service --symbol AAPL --as-of 2012-08-10T00:00:00Z`
     """
     from featurestore_dagster.serving.client import FeatureStoreClient
+    from featurestore_dagster.serving.policy import ReadPolicy
 
     asked = _asked(features)
     symbol, timeframe = _entity(symbol, timeframe)
     entity = {"timeframe": timeframe, "portfolio": portfolio, **({"symbol": symbol} if symbol else {})}
-    with connected(Settings()) as settings:
-        answer = FeatureStoreClient(settings).get_online_features(asked, [entity], _instant(as_of))
+    policy = ReadPolicy(deadline_seconds=deadline_seconds)
+    with connected(Settings()) as settings, FeatureStoreClient(settings) as client:
+        answer = client.get_online_features(asked, [entity], _instant(as_of), policy)
     if as_json:
         print_json(answer.to_dict())
     else:

@@ -64,7 +64,6 @@ def demo(start: Annotated[str, typer.Option(help="First session to ingest, YYYY-
         lap(f"what the samples know of {OBSERVED_SYMBOL}")
         client = FeatureStoreClient(running)
         entity = {"symbol": DEMO_SYMBOL, "timeframe": "1d", "portfolio": "GLOBAL"}
-        client.warm_up()
         vector = client.get_online_features(DEMO_SERVICE, [entity])
         states = freshness_rows(client)
         client.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 from featurestore_dagster.cli.store import outdated
 from featurestore_dagster.errors import FeatureStoreError
 from featurestore_dagster.features import CATALOGUE
-from featurestore_dagster.serving.client import PROJECT
+from featurestore_dagster.serving.client_base import PROJECT
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.postgres import PostgresStore
 from featurestore_dagster.stores.redis import RedisStore

@@ -1,6 +1,5 @@
 """Commands over the stores and the generated files: apply, plan, teardown, audit, generate."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +7,7 @@ import typer
 
 from featurestore_dagster import calendars
 from featurestore_dagster.cli.operate import connected
-from featurestore_dagster.cli.output import AsJson, console, print_json, print_rows
+from featurestore_dagster.cli.output import AsJson, console, print_json
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.projections.formulas import FORMULAS_FILE, formulas_file
 from featurestore_dagster.projections.generated_files import generated_files
@@ -44,7 +43,7 @@ def teardown(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = F
 
     Example: `featurestore teardown --yes`
     """
-    from featurestore_dagster.serving.client import PROJECT
+    from featurestore_dagster.serving.client_base import PROJECT
 
     with connected(Settings()) as settings:
         postgres, redis = settings.postgres, settings.redis
@@ -55,22 +54,6 @@ def teardown(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = F
         dropped = PostgresStore(settings.postgres, settings.make_clock()).teardown()
         entities = RedisStore(settings.redis, PROJECT).teardown(CATALOGUE.views)
     console.print(f"dropped schemas {', '.join(dropped) or 'none'}; deleted {entities} online entities")
-
-
-def audit(as_json: bool = AsJson) -> None:
-    """Check configuration, both stores, registry, tables and generated files against the declarations. Exit code 1 when any fails.
-
-    Example: `featurestore audit`
-    """
-    from featurestore_dagster.cli.findings import findings
-
-    with connected(Settings()) as settings:
-        found = findings(settings, PROJECT_ROOT)
-    if as_json:
-        print_json([asdict(finding) for finding in found])
-    else:
-        print_rows("Audit", [{**asdict(finding), "passed": "pass" if finding.passed else "FAIL"} for finding in found])
-    raise typer.Exit(0 if all(finding.passed for finding in found) else 1)
 
 
 def generate(

@@ -1,80 +1,92 @@
-"""The client: online vectors, historical frames and freshness, for programs and notebooks. No import of Feast, pandas or Dagster."""
+"""The client for programs and notebooks: online vectors, historical frames, freshness, coverage. No import of Feast, pandas or Dagster.
+
+For an event loop there is `async_client`; what both share is in `client_base`.
+"""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any, Self
 
 import polars as pl
 
-from featurestore_dagster.errors import NotOnlineError, RefusedError
-from featurestore_dagster.features import CATALOGUE
-from featurestore_dagster.model.catalogue import Catalogue
-from featurestore_dagster.model.feature_view import FeatureView
-from featurestore_dagster.model.time import Clock
-from featurestore_dagster.serving.online import OnlineFeatures, OnlineReader
-from featurestore_dagster.serving.point_in_time import PointInTimeReader, RowsAt
-from featurestore_dagster.serving.slo_state import StreamState, all_states
-from featurestore_dagster.serving.vector import (
-    FeatureVector,
-    VectorMode,
-    feature_vector,
-    fit_statistics,
-    load_statistics,
-    refuse_unnormalised,
-)
-from featurestore_dagster.settings import Settings
-from featurestore_dagster.stores.embedded import running_settings
-from featurestore_dagster.stores.postgres import PostgresStore
-from featurestore_dagster.stores.redis import RedisStore
-
-PROJECT = "featurestore"
-"""Feast's project name: part of every online key."""
+from featurestore_dagster.errors import RefusedError
+from featurestore_dagster.serving.answer import OnlineFeatures
+from featurestore_dagster.serving.client_base import FIRST_CONNECT_SECONDS, ClientBase
+from featurestore_dagster.serving.coverage import Coverage, coverage
+from featurestore_dagster.serving.policy import DEFAULT_POLICY, ReadPolicy
+from featurestore_dagster.serving.requests import online_request
+from featurestore_dagster.serving.slo_state import StreamState
+from featurestore_dagster.serving.vector import FeatureVector, VectorMode, fit_statistics, refuse_unnormalised
 
 
-class FeatureStoreClient:
+class FeatureStoreClient(ClientBase):
     """Reads features; safe to share between threads.
 
+    It connects with the first read, which may therefore take up to two seconds more than its deadline; as a context manager, or by
+    `warm_up`, it connects before.
+
     Example:
-        client = FeatureStoreClient(Settings())
-        client.get_online_features("technical_indicators_service", [{"symbol": "SPX", "timeframe": "1d"}])
+        with FeatureStoreClient() as client:
+            client.get_online_features("technical_indicators_service", entity_ids=["SPX_1d"])
     """
 
-    def __init__(self, settings: Settings, catalogue: Catalogue | None = None) -> None:
-        """Nothing is connected before the first read."""
-        connected = running_settings(settings)
-        self.clock: Clock = settings.make_clock()
-        self.catalogue = catalogue or CATALOGUE.with_sources(settings.source_names)
-        self._statistics_folder = settings.data_folder / "normalisation"
-        self._store = PostgresStore(connected.postgres, self.clock)
-        self._online = RedisStore(connected.redis, PROJECT)
-        self._history = PointInTimeReader(self._store, self.catalogue)
+    def __enter__(self) -> Self:
+        """Connect as far as the stores answer."""
+        self.warm_up()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connections."""
+        self.close()
+
+    def warm_up(self, timeout_seconds: float = 5.0) -> tuple[str, ...]:
+        """Connect to every store, and return the names of those that answered within the time each."""
+        self._is_warm = True
+        return tuple(tier.name for tier in self._ladder.tiers if tier.warm_up(timeout_seconds))
+
+    def close(self) -> None:
+        """Close all connections; the next read opens new ones."""
+        self._redis.close()
+        self._postgres_tier.close()
 
     def get_online_features(
-        self, features: str | Sequence[str], entity_rows: Sequence[Mapping[str, str]], as_of_timestamp: datetime | None = None
+        self,
+        features: str | Sequence[str],
+        entity_rows: Sequence[Mapping[str, str]] = (),
+        as_of_timestamp: datetime | None = None,
+        policy: ReadPolicy = DEFAULT_POLICY,
+        *,
+        entity_ids: Sequence[str] = (),
     ) -> OnlineFeatures:
-        """Newest values of each entity row from Redis; with `as_of_timestamp`, what was known then, from Postgres.
+        """Newest values of each entity row; with `as_of_timestamp`, what was known then, from Postgres.
 
-        A superseded version (`view@1:feature`) is not in Redis: a request that names one is answered from Postgres as of now.
+        Redis is asked first, then Postgres, then the features are computed from raw data, within the policy's deadline together; each value
+        says which one answered. A superseded version (`view@1:feature`) is not in Redis.
+
+        Args:
+            features: Name of a feature service, or `view:feature` or `view@version:feature` references; values come in this order.
+            entity_rows: Join key -> value; keys that no view needs are ignored.
+            as_of_timestamp: A timezone-aware instant; None: now.
+            policy: Deadline, and what must be there.
+            entity_ids: In place of rows: a symbol, or `BTCUSDT_1h` for symbol and timeframe.
 
         Raises:
             UnknownNameError: No such service, view or feature.
             NotOnlineError: A view is for training only, and no `as_of_timestamp` is given.
-            MalformedDataError: An entity row lacks a join key.
-            StoreUnavailableError: The store does not answer.
+            MalformedDataError: An entity row lacks a join key, or the instant has no time zone.
+            NoTierAnsweredError: No store answered in time.
+            InsufficientCoverageError: Fewer values than the policy demands are there.
+            PointInTimeViolation: A store gave a value from after the instant; nothing of the answer is returned.
         """
-        moment = as_of_timestamp
-        if moment is None:
-            views = self._views(features)
-            if offline := sorted({view.label for view in views if not (view.online or view.is_superseded)}):
-                asked = features if isinstance(features, str) else ", ".join(features)
-                raise NotOnlineError(
-                    f"{asked}: {', '.join(offline)} is for training only and never online; read it with get_historical_features, or as of "
-                    "an instant"
-                )
-            if any(view.is_superseded for view in views):
-                moment = self.clock.now()
-        source = self._online if moment is None else RowsAt(self._history, moment)
-        return OnlineReader(source, self.catalogue, self.clock).get_online_features(features, entity_rows, moment)
+        if not self._is_warm:
+            self.warm_up(FIRST_CONNECT_SECONDS)
+        with self._recorded() as answers:
+            request = online_request(self.catalogue, features, entity_rows, entity_ids, historical=as_of_timestamp is not None)
+            ladder, policy = self._route(as_of_timestamp, policy)
+            ladder.prepare(request.plan, FIRST_CONNECT_SECONDS)
+            answers.append(ladder.read(request.plan, request.entities, policy, as_of_timestamp))
+        return answers[0]
 
     def get_feature_vector(
         self,
@@ -85,6 +97,7 @@ class FeatureStoreClient:
         allow_null: bool = False,
         as_of_timestamp: datetime | None = None,
         statistics: Path | None = None,
+        policy: ReadPolicy = DEFAULT_POLICY,
     ) -> FeatureVector:
         """One service's values for one entity as a Float32 vector in the service's order.
 
@@ -93,25 +106,19 @@ class FeatureStoreClient:
             entity: Join key -> value.
             mode: As stored, or normalised by the service's frozen statistics.
             allow_null: NULLs stay in the vector instead of being an error.
-            as_of_timestamp: What was known then, from Postgres; None: the newest, from Redis.
+            as_of_timestamp: What was known then, from Postgres; None: the newest.
             statistics: File of the normalisation; None: where `fit_normalisation` writes it.
+            policy: As for `get_online_features`.
 
         Raises:
             NullFeaturesError: A feature is NULL and `allow_null` is not set; the message lists them.
             ConfigurationError: Normalised values were asked for, and there are no statistics.
             MalformedDataError: The statistics are not those of the service, or an entity lacks a join key.
-            UnknownNameError: No such service.
-            NotOnlineError: A view is for training only, and no `as_of_timestamp` is given.
-            StoreUnavailableError: The store does not answer.
+            FeatureStoreError: As `get_online_features`.
         """
-        declared = self.catalogue.service(service)
-        fitted = load_statistics(declared, statistics or self.statistics_path(service)) if mode is VectorMode.NORMALISED else None
-        answer = self.get_online_features(service, [entity], as_of_timestamp)
-        return feature_vector(declared, answer.rows[0], answer.as_of, statistics=fitted, allow_null=allow_null)
-
-    def statistics_path(self, service: str) -> Path:
-        """Where the statistics of a service's declared version are kept."""
-        return self._statistics_folder / f"{service}.v{self.catalogue.service(service).version}.json"
+        fitted = self._fitted(service, mode, statistics)
+        answer = self.get_online_features(service, [entity], as_of_timestamp, policy)
+        return self._vector(service, answer, fitted, allow_null=allow_null)
 
     def fit_normalisation(
         self, service: str, start: datetime, end: datetime, *, symbols: Sequence[str] = (), path: Path | None = None
@@ -147,14 +154,51 @@ class FeatureStoreClient:
         target.write_text(text)
         return target
 
-    def _views(self, features: str | Sequence[str]) -> list[FeatureView]:
-        pairs = self.catalogue.service(features).references if isinstance(features, str) else self.catalogue.references(features)
-        return [view for view, _ in pairs]
-
-    def get_historical_features(self, entities: pl.DataFrame, features: str | Sequence[str]) -> pl.DataFrame:
+    def get_historical_features(self, entities: Any, features: str | Sequence[str], **options: Any) -> pl.DataFrame:
         """Point-in-time join; see `PointInTimeReader.get_historical_features`."""
-        return self._history.get_historical_features(entities, features)
+        return self._history.get_historical_features(entities, features, **options)
 
-    def get_feature_freshness(self) -> list[StreamState]:
-        """SLO state of every stream of every view."""
-        return all_states(self.catalogue, self._store, self.clock.now())
+    def get_feature_freshness(self, view: str | None = None) -> list[StreamState]:
+        """SLO state of every stream, or of the streams of one view.
+
+        Raises:
+            UnknownNameError: No such view.
+            StoreUnavailableError: Postgres does not answer.
+        """
+        return self._freshness(view)
+
+    def get_feature_statistics(self, view: str, start: datetime | None = None, end: datetime | None = None) -> pl.DataFrame:
+        """Statistics of a view's newest versions with start < event time <= end; a year up to now when not given.
+
+        Returns:
+            A row for each feature: feature and unit String; rows and nulls Int64; mean, standard_deviation, minimum, p05, median, p95 and
+            maximum Float64, NULL without values.
+
+        Raises:
+            UnknownNameError: No such view.
+            StoreUnavailableError: Postgres does not answer.
+        """
+        return self._feature_statistics(view, start, end)
+
+    def validate_feature_coverage(
+        self,
+        features: str | Sequence[str],
+        entity_rows: Sequence[Mapping[str, str]] = (),
+        tier: int | None = 1,
+        *,
+        entity_ids: Sequence[str] = (),
+        policy: ReadPolicy = DEFAULT_POLICY,
+    ) -> Coverage:
+        """Share of the eligible cells that are served now, for each feature, against the bar that its view declares.
+
+        Args:
+            features: As for `get_online_features`.
+            entity_rows: As for `get_online_features`.
+            tier: Only instruments of this tier count; None: all of them.
+            entity_ids: As for `get_online_features`.
+            policy: As for `get_online_features`.
+
+        Raises:
+            FeatureStoreError: As `get_online_features`.
+        """
+        return coverage(self.get_online_features(features, entity_rows, None, policy, entity_ids=entity_ids), self.catalogue, tier)

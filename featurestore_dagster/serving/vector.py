@@ -17,7 +17,7 @@ import polars as pl
 from featurestore_dagster.errors import ConfigurationError, MalformedDataError, NullFeaturesError
 from featurestore_dagster.model.feature_service import FeatureService
 from featurestore_dagster.model.flags import QualityFlag
-from featurestore_dagster.serving.online import OnlineRow
+from featurestore_dagster.serving.answer import OnlineRow
 
 CLIP_STANDARD_DEVIATIONS = 5.0
 

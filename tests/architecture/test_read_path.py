@@ -10,9 +10,8 @@ import sys
 from datetime import UTC, datetime
 import polars as pl
 from featurestore_dagster.serving.client import FeatureStoreClient
-from featurestore_dagster.settings import Settings
 
-client, at = FeatureStoreClient(Settings()), datetime(2018, 12, 31, 21, tzinfo=UTC)
+client, at = FeatureStoreClient(), datetime(2018, 12, 31, 21, tzinfo=UTC)
 row = {"symbol": "SPX", "timeframe": "1d", "portfolio": "GLOBAL"}
 client.get_online_features("daily_equity_service", [row])
 client.get_online_features("daily_equity_service", [row], as_of_timestamp=at)

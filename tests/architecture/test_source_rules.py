@@ -18,13 +18,13 @@ ONLY_IN = {
     "dagster_dbt": ("orchestration/assets/dbt.py",),
     "dagster_postgres": ("orchestration/event_log.py",),
     "exchange_calendars": ("calendars/exchange_hours.py",),
-    "feast": ("projections/feast_objects.py",),
+    "feast": ("projections/feast_objects.py", "feast_stores/"),
     "httpx": ("sources/http.py",),
     "pandas": (),
     "pandera": ("projections/pandera_schema.py",),
-    "psycopg": ("stores/", "supervisor/probes.py", "orchestration/assets/dbt.py"),
+    "psycopg": ("feast_stores/history.py", "feast_stores/offline_store.py", "stores/", "supervisor/probes.py", "orchestration/assets/dbt.py"),
     "psycopg2": (),
-    "redis": ("stores/", "supervisor/probes.py"),
+    "redis": ("supervisor/probes.py",),
     "typer": ("cli/",),
 }
 """Who may import a framework, also inside functions; whatever the layers, so that replacing one touches one place."""

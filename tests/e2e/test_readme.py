@@ -14,7 +14,7 @@ from featurestore_dagster.calendars import calendar
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.time import FrozenClock
 from featurestore_dagster.pipeline.publication import Pipeline
-from featurestore_dagster.serving.client import PROJECT as FEAST_PROJECT
+from featurestore_dagster.serving.client_base import PROJECT as FEAST_PROJECT
 from featurestore_dagster.serving.online_sync import sync_view
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.sources import samples

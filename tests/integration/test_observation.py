@@ -21,8 +21,8 @@ from featurestore_dagster.features.raw_tables import COP_CANDLES_1D, COP_CANDLES
 from featurestore_dagster.model.raw_table import Dataset
 from featurestore_dagster.orchestration.assets.dbt import DbtRunner, build_dbt_assets
 from featurestore_dagster.orchestration.platform import Platform
+from featurestore_dagster.serving.answer import Status
 from featurestore_dagster.serving.client import FeatureStoreClient
-from featurestore_dagster.serving.online import Status
 from featurestore_dagster.serving.online_sync import sync_view
 from featurestore_dagster.settings import Settings
 from tests.local_provider import Answer, Asked, LocalProvider, local_provider

@@ -28,7 +28,7 @@ def references() -> list[tuple[str, str, str]]:
 def test_profiles_hold_what_a_deployment_needs() -> None:
     profiles = {name: service["profiles"] for name, service in SERVICES.items()}
     assert {name for name, of in profiles.items() if of == ["data"]} == {"postgres", "redis"}
-    assert {name for name, of in profiles.items() if of == ["apps"]} == {"schema", *NAMES}
+    assert {name for name, of in profiles.items() if of == ["apps"]} == {"schema", "serve", *NAMES}
     assert SERVICES["postgres"]["image"].startswith("timescale/timescaledb:")
     assert int(SERVICES["postgres"]["image"].rsplit("pg")[-1]) >= 16
     assert int(SERVICES["redis"]["image"].removeprefix("redis:").split(".")[0]) >= 7

@@ -8,12 +8,12 @@ import signal
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
-import redis
 from pydantic import SecretStr
 
-from featurestore_dagster.errors import StoreUnavailableError
+from featurestore_dagster.errors import ConfigurationError, StoreUnavailableError
 from featurestore_dagster.settings import RedisSettings
 from featurestore_dagster.stores.embedded import processes
+from featurestore_dagster.stores.redis import RedisStore
 
 START_SECONDS = 10
 PORT_ATTEMPTS = 3
@@ -46,11 +46,13 @@ def running(folder: Path) -> psutil.Process | None:
 
 def answers(connection: RedisSettings) -> bool:
     """Whether a server answers there and takes our password."""
-    with redis.Redis.from_url(connection.url, socket_connect_timeout=1, socket_timeout=1) as client:
-        try:
-            return bool(client.ping())
-        except redis.RedisError:
-            return False
+    store = RedisStore(connection, "")
+    try:
+        return store.warm_up(1.0)
+    except ConfigurationError:
+        return False
+    finally:
+        store.close()
 
 
 def start(folder: Path, log: Path, recorded: RedisSettings | None) -> tuple[RedisSettings, bool]:

@@ -31,7 +31,7 @@ def connect(settings: PostgresSettings, *, autocommit: bool = False) -> Iterator
         StoreUnavailableError: The server does not answer, or the connection broke.
         ConfigurationError: The server refused user, password, database or TLS, or `featurestore apply` has not run.
     """
-    with _translated(settings), psycopg.connect(settings.conninfo, autocommit=autocommit) as connection:
+    with translated(settings), psycopg.connect(settings.conninfo, autocommit=autocommit) as connection:
         yield connection
 
 
@@ -47,16 +47,16 @@ def read_frame(settings: PostgresSettings, query: Query, parameters: dict[str, A
     """
     for attempt in range(2):
         try:
-            with _translated(settings):
-                return _reader(settings).read(query, parameters).cast(schema)  # type: ignore[arg-type]
+            with translated(settings):
+                return reader_of(settings).read(query, parameters).cast(schema)  # type: ignore[arg-type]
         except StoreUnavailableError:
-            _close_reader()
+            close_reader()
             if attempt:
                 raise
     raise AssertionError
 
 
-class _Reader:
+class Reader:
     """A thread's connections for reads, closed with the thread or the process. Opening one costs a hundred queries.
 
     ADBC's low-level interface: its DBAPI would import pyarrow, and with it pandas, into every reader of a feature.
@@ -67,30 +67,34 @@ class _Reader:
         import adbc_driver_postgresql
 
         self.uri = settings.adbc_uri
-        self._quoting = psycopg.connect(settings.conninfo, autocommit=True)
+        self.quoting = psycopg.connect(settings.conninfo, autocommit=True)
         database = adbc_driver_postgresql.connect(settings.adbc_uri)
         connection = adbc_driver_manager.AdbcConnection(database)
-        self._statement = functools.partial(adbc_driver_manager.AdbcStatement, connection)
-        self.close = weakref.finalize(self, _close, self._quoting, connection, database)
+        self.connection = connection
+        self.statement = functools.partial(adbc_driver_manager.AdbcStatement, connection)
+        self.close = weakref.finalize(self, _close, self.quoting, connection, database)
 
-    def read(self, query: Query, parameters: dict[str, Any]) -> pl.DataFrame:
-        text = psycopg.ClientCursor(self._quoting).mogrify(query, parameters)
-        with contextlib.closing(self._statement()) as statement:
+    def read(self, query: Query, parameters: dict[str, Any] | None) -> pl.DataFrame:
+        """Result of a query, parameters inlined."""
+        text = psycopg.ClientCursor(self.quoting).mogrify(query, parameters)
+        with contextlib.closing(self.statement()) as statement:
             statement.set_sql_query(text)
             stream, _ = statement.execute_query()
             return pl.DataFrame(stream)
 
 
-def _reader(settings: PostgresSettings) -> _Reader:
-    reader: _Reader | None = getattr(_local, "reader", None)
+def reader_of(settings: PostgresSettings) -> Reader:
+    """This thread's connections, opened when there are none yet."""
+    reader: Reader | None = getattr(_local, "reader", None)
     if reader is None or reader.uri != settings.adbc_uri:
-        _close_reader()
-        reader = _local.reader = _Reader(settings)
+        close_reader()
+        reader = _local.reader = Reader(settings)
     return reader
 
 
-def _close_reader() -> None:
-    reader: _Reader | None = _local.__dict__.pop("reader", None)
+def close_reader() -> None:
+    """Close this thread's connections; the next read opens others."""
+    reader: Reader | None = _local.__dict__.pop("reader", None)
     if reader is not None:
         reader.close()
 
@@ -101,7 +105,7 @@ def _close(*parts: Any) -> None:
 
 
 @contextmanager
-def _translated(settings: PostgresSettings) -> Iterator[None]:
+def translated(settings: PostgresSettings) -> Iterator[None]:
     """Driver errors as ours, without the password."""
     import adbc_driver_manager
 

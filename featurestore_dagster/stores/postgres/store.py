@@ -210,6 +210,14 @@ class PostgresStore:
         schema_of = {**{key: relation.frame_schema[key] for key in relation.keys}, "watermark": pl.Datetime("us", "UTC")}
         return read_frame(self.settings, query, parameters, schema_of)
 
+    def entities(self, view: FeatureView) -> list[tuple[str, ...]]:
+        """Join keys, in the view's order, of every entity that ever had a row of this version, sorted."""
+        keys = _names(view.join_keys)
+        query = sql.SQL("select distinct {keys} from {table} where feature_set_version = %(version)s order by {keys}").format(
+            keys=keys, table=sql.Identifier("features", view.name)
+        )
+        return read_frame(self.settings, query, {"version": view.version}, dict.fromkeys(view.join_keys, pl.String())).rows()
+
     def online_changes(self, view: FeatureView, after_publication_id: int | None, now: datetime) -> OnlineChanges:
         """Entities of a view touched by publications after the given one (None: all), each with its newest row visible at `now`.
 

@@ -1,8 +1,11 @@
-"""The online store: what was published, newest version per entity, in Feast's layout. How the layout looks stands in `layout`.
+"""The online store: what was published, newest version per entity, in Feast's layout and in one piece for each view beside it.
 
-Deciding what is fresh enough to serve does not belong here (see `serving.online`).
+How the layout looks stands in `layout` and `packed`. Deciding what is fresh enough to serve does not belong here (see `serving.online`).
 """
 
-from featurestore_dagster.stores.redis.store import OnlineWrite, RedisStore, StoredRow
+from featurestore_dagster.stores.redis.packed import ABSENT, StoredRow, Value
+from featurestore_dagster.stores.redis.reading import OnlineRead
+from featurestore_dagster.stores.redis.store import RedisStore
+from featurestore_dagster.stores.redis.writing import OnlineWrite
 
-__all__ = ["OnlineWrite", "RedisStore", "StoredRow"]
+__all__ = ["ABSENT", "OnlineRead", "OnlineWrite", "RedisStore", "StoredRow", "Value"]

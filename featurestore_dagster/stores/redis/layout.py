@@ -1,4 +1,4 @@
-"""Feast's byte layout in Redis (entity_key_serialization_version 3), and the one field that we add beside it.
+"""Feast's byte layout in Redis (entity_key_serialization_version 3). What we keep beside it stands in `packed`.
 
 One hash holds all views of an entity:
 
@@ -6,7 +6,6 @@ One hash holds all views of an entity:
                         for each value in the same order: u32le 2, u32le length, text; then the project's name
     murmur3 of name     `view:feature`, 4 bytes little-endian -> protobuf `Value`; the empty string is NULL
     `_ts:<view>`        protobuf `Timestamp` of the event
-    `_ka:<view>`        ours: i64le event time, i64le known-at (microseconds), i64le flags, the stream's name; Feast ignores it
 
 Every value stays within 64 bytes, the limit up to which Redis keeps a hash compact (one fifth of the memory). Talking to Redis does not
 belong here, and nothing imports Feast: the integration tests compare each function with Feast's own.
@@ -14,9 +13,8 @@ belong here, and nothing imports Feast: the integration tests compare each funct
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import NamedTuple, cast
+from typing import cast
 
 import mmh3
 import polars as pl
@@ -29,29 +27,17 @@ STRING = 2
 
 NULL = b""
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
 DOUBLE_TAG, INT64_TAG = b"\x29", b"\x20"
 """Protobuf field 5, eight bytes; field 4, varint."""
 
 DOUBLE_BYTES = 9
 
 _DOUBLE = struct.Struct("<d")
-_VERSION = struct.Struct("<qqq")
 _MICROSECONDS = 1_000_000
 
 
 COMPACT_BYTES = 64
 """Redis' own default of `hash-max-listpack-value` (`hash-max-ziplist-value` before Redis 7)."""
-
-
-class Version(NamedTuple):
-    """What the `_ka:<view>` field says; microseconds since 1970."""
-
-    event_microseconds: int
-    known_microseconds: int
-    flags: int
-    stream: str
 
 
 def _text(value: str) -> bytes:
@@ -100,11 +86,6 @@ def timestamp_field(view: str) -> bytes:
     return f"_ts:{view}".encode()
 
 
-def version_field(view: str) -> bytes:
-    """Field name of our own addition."""
-    return f"_ka:{view}".encode()
-
-
 def refuse_unfit_declarations(views: Iterable[FeatureView]) -> None:
     """Check what the layout asks of names.
 
@@ -114,9 +95,8 @@ def refuse_unfit_declarations(views: Iterable[FeatureView]) -> None:
     """
     seen: dict[tuple[frozenset[str], bytes], str] = {}
     for view in views:
-        longest = max([timestamp_field(view.name), *(encode_version(Version(0, 0, 0, stream.name)) for stream in view.streams)], key=len)
-        if len(longest) > COMPACT_BYTES:
-            raise DeclarationError(f"view {view.name}: its name, or a stream's, makes a field of {len(longest)} bytes in Redis; shorten it")
+        if len(timestamp_field(view.name)) > COMPACT_BYTES:
+            raise DeclarationError(f"view {view.name}: its name makes a field of over {COMPACT_BYTES} bytes in Redis; shorten it")
         for feature in view.feature_names:
             reference = f"{view.name}:{feature}"
             other = seen.setdefault((frozenset(view.join_keys), feature_field(view.name, feature)), reference)
@@ -199,20 +179,3 @@ def decode_timestamp(encoded: bytes) -> int:
         number = encoded[position] >> 3
         parts[number], position = _read_varint(encoded, position + 1)
     return parts[1] * _MICROSECONDS + parts[2] // 1000
-
-
-def encode_version(version: Version) -> bytes:
-    """Value of the `_ka:<view>` field."""
-    return _VERSION.pack(*version[:3]) + version.stream.encode()
-
-
-def decode_version(encoded: bytes) -> Version:
-    """The `_ka:<view>` field's content."""
-    event, known, flags = _VERSION.unpack_from(encoded)
-    return Version(event, known, flags, encoded[_VERSION.size :].decode())
-
-
-@lru_cache(maxsize=4096)
-def instant(microseconds: int) -> datetime:
-    """UTC instant of microseconds since 1970."""
-    return EPOCH + timedelta(microseconds=microseconds)

@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,7 +19,8 @@ from featurestore_dagster.errors import ConfigurationError, MalformedDataError, 
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.settings import Settings
-from featurestore_dagster.stores.redis import RedisStore, layout
+from featurestore_dagster.stores.redis import ABSENT, RedisStore, StoredRow, layout
+from featurestore_dagster.stores.redis.store import EPOCH
 
 MakeRows = Callable[..., pl.DataFrame]
 
@@ -31,11 +32,20 @@ FEATURE = VIEW.feature_names[0]
 INTRADAY = CATALOGUE.view("technical_indicators_view")
 MACRO = CATALOGUE.view("portfolio_macro_features")
 STATISTICS = CATALOGUE.view("daily_ohlcv_stats")
+(AAPL,) = layout.entity_keys("featurestore", {"symbol": ["AAPL"]})
 
 
 def value_of(store: RedisStore, symbol: str = "AAPL", view: FeatureView = VIEW) -> float | int | None:
-    row = store.read([(view, [view.feature_names[0]])], [{"symbol": symbol}])[0][view.name]
-    return row.values[view.feature_names[0]] if row else None
+    row = one(store, view, view.feature_names[:1], symbol)
+    return None if row is None or row.values == (ABSENT,) else row.values[0]  # type: ignore[return-value]
+
+
+def one(store: RedisStore, view: FeatureView, names: Sequence[str], symbol: str = "AAPL") -> StoredRow | None:
+    return store.read([(view, names)], [{"symbol": symbol}]).rows[0][0]
+
+
+def microseconds(instant: datetime) -> int:
+    return (instant - EPOCH) // timedelta(microseconds=1)
 
 
 def test_what_was_written_is_read_back_for_all_views_in_one_call(store: RedisStore, make_rows: MakeRows) -> None:
@@ -51,13 +61,14 @@ def test_what_was_written_is_read_back_for_all_views_in_one_call(store: RedisSto
         written[view.name] = values
     entity = {"symbol": "Ünï'; DROP", "timeframe": "1d", "portfolio": "GLOBAL"}
     requests = [(view, view.feature_names) for view in CATALOGUE.views]
-    found, unknown = store.read(requests, [entity, entity | {"symbol": "?", "portfolio": "?"}])
-    assert {name: row.values for name, row in found.items() if row} == written
-    assert {(row.event_timestamp, row.known_at, row.flags) for row in found.values() if row} == {
-        (CLOSE, CLOSE + timedelta(microseconds=7), 1 << 23)
-    }
-    assert {name: row.stream for name, row in found.items() if row} == {view.name: view.streams[0].name for view in CATALOGUE.views}
-    assert unknown == dict.fromkeys(written)
+    found = store.read(requests, [entity, entity | {"symbol": "?", "portfolio": "?"}])
+    assert [
+        row and dict(zip(view.feature_names, row.values, strict=True)) for (view, _), row in zip(requests, found.rows[0], strict=True)
+    ] == [written[view.name] for view in CATALOGUE.views]
+    assert {row and row[:3] for row in found.rows[0]} == {(microseconds(CLOSE), microseconds(CLOSE) + 7, 1 << 23)}
+    assert [row and row.stream for row in found.rows[0]] == [view.streams[0].name for view in CATALOGUE.views]
+    assert found.rows[1] == [None] * len(requests)
+    assert set(found.publication_ids) == {5}
 
 
 def test_a_hash_stays_compact_under_the_limits_of_a_redis_that_nobody_configured(
@@ -70,8 +81,7 @@ def test_a_hash_stays_compact_under_the_limits_of_a_redis_that_nobody_configured
         for view in (VIEW, STATISTICS):
             values = dict.fromkeys(view.feature_names, 1.5)
             store.write(view, make_rows(view, {"symbol": "AAPL", "event_timestamp": CLOSE} | values), 1, now=NOW)
-        (key,) = client.keys("*AAPL*")
-        assert client.object("encoding", key) in (b"ziplist", b"listpack")
+        assert client.object("encoding", AAPL) in (b"ziplist", b"listpack")
     finally:
         for name, value in configured.items():
             client.config_set(name, value)
@@ -133,24 +143,29 @@ def test_a_retracted_entity_disappears_and_its_other_views_stay(store: RedisStor
     assert client.keys("*AAPL*") == []
 
 
+def written_by_stock(client: redis.Redis, event: datetime, value: float) -> None:
+    """What a stock Feast client leaves of momentum's first feature."""
+    client.hset(
+        AAPL,
+        mapping={
+            layout.timestamp_field(VIEW.name): layout.encode_timestamp(microseconds(event)),
+            layout.feature_field(VIEW.name, FEATURE): layout.encode_values(pl.Series([value]))[0],
+        },
+    )
+
+
 def test_a_stock_client_that_wrote_after_us_is_seen_and_not_overwritten_by_older_rows(
     store: RedisStore, client: redis.Redis, make_rows: MakeRows
 ) -> None:
     row = {"symbol": "AAPL", "event_timestamp": CLOSE, FEATURE: 1.0, "flags": 1}
     store.write(VIEW, make_rows(VIEW, row), 1, now=NOW)
-    (key,) = client.keys("*AAPL*")
     stock_event = CLOSE + timedelta(minutes=1)
-    client.hset(
-        key,
-        mapping={
-            layout.timestamp_field(VIEW.name): layout.encode_timestamp(int(stock_event.timestamp()) * 1_000_000),
-            layout.feature_field(VIEW.name, FEATURE): layout.encode_values(pl.Series([2.0]))[0],
-        },
-    )
-    stored = store.read([(VIEW, [FEATURE])], [{"symbol": "AAPL"}])[0][VIEW.name]
-    assert stored is not None
-    assert (stored.event_timestamp, stored.known_at, stored.flags, stored.values) == (stock_event, None, 0, {FEATURE: 2.0})
-    assert stored.stream == VIEW.streams[0].name
+    written_by_stock(client, stock_event, 2.0)
+    names = (FEATURE, VIEW.feature_names[1])
+    stored = one(store, VIEW, names)
+    assert stored == (microseconds(stock_event), None, 0, VIEW.streams[0].name, (2.0, None), False)
+    client.hdel(AAPL, layout.feature_field(VIEW.name, names[1]))
+    assert one(store, VIEW, names[::-1]) == (microseconds(stock_event), None, 0, VIEW.streams[0].name, (ABSENT, 2.0), False)
     assert store.write(VIEW, make_rows(VIEW, row | {"created_timestamp": NOW}), 2, now=NOW).entities_skipped == 1
     assert store.write(VIEW, make_rows(VIEW, row | {"event_timestamp": stock_event, FEATURE: 3.0}), 3, now=NOW).entities_written == 1
     assert value_of(store) == 3.0
@@ -256,8 +271,8 @@ def test_writers_at_the_same_time_leave_the_newest_row_of_every_entity(
     for thread in threads:
         thread.join()
     store = RedisStore(settings.redis, "featurestore")
-    found = store.read([(VIEW, [FEATURE])], [{"symbol": f"S{n}"} for n in range(300)])
-    assert {row.values[FEATURE] for answer in found if (row := answer[VIEW.name])} == {0.0}
+    found = store.read([(VIEW, (FEATURE,))], [{"symbol": f"S{n}"} for n in range(300)])
+    assert {row and row.values for (row,) in found.rows} == {(0.0,)}
     store.close()
 
 
@@ -296,16 +311,16 @@ def test_a_dead_redis_is_reported_by_its_address(settings: Settings) -> None:
         port = free.getsockname()[1]
     store = RedisStore(settings.redis.model_copy(update={"port": port}), "featurestore")
     with pytest.raises(StoreUnavailableError, match=f"Redis at 127.0.0.1:{port}"):
-        store.read([(VIEW, [FEATURE])], [{"symbol": "AAPL"}])
+        store.read([(VIEW, (FEATURE,))], [{"symbol": "AAPL"}])
 
 
 def test_a_frozen_redis_costs_no_more_than_the_deadline(settings: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         frozen = settings.redis.model_copy(update={"port": silent.getsockname()[1], "password": SecretStr("")})
-        store = RedisStore(frozen, "featurestore", read_deadline_seconds=0.05)
+        store = RedisStore(frozen, "featurestore")
         started = time.monotonic()
-        with pytest.raises(StoreUnavailableError, match="did not answer"):
-            store.read([(VIEW, [FEATURE])], [{"symbol": "AAPL"}])
+        with pytest.raises(StoreUnavailableError, match=r"did not answer within 0.05 s"):
+            store.read([(VIEW, (FEATURE,))], [{"symbol": "AAPL"}], 0.05)
         assert time.monotonic() - started < 2
 
 

@@ -23,7 +23,8 @@ from featurestore_dagster.model.time import FrozenClock
 from featurestore_dagster.projections.json_schema import json_schema
 from featurestore_dagster.projections.postgres_table import feature_schema
 from featurestore_dagster.projections.relation import stream_relation
-from featurestore_dagster.serving.client import PROJECT, FeatureStoreClient
+from featurestore_dagster.serving.client import FeatureStoreClient
+from featurestore_dagster.serving.client_base import PROJECT
 from featurestore_dagster.serving.online_sync import sync_view
 from featurestore_dagster.serving.vector import VectorMode
 from featurestore_dagster.settings import Settings

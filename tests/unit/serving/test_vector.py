@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,13 +11,17 @@ import polars as pl
 import pytest
 
 from featurestore_dagster.errors import ConfigurationError, MalformedDataError, NullFeaturesError
+from featurestore_dagster.features import CATALOGUE as DECLARED
 from featurestore_dagster.features.equity_views import TECHNICAL_INDICATORS_VIEW as VIEW
 from featurestore_dagster.model.feature_service import FeatureService
-from featurestore_dagster.serving.online import OnlineRow, OnlineValue, Status
+from featurestore_dagster.model.flags import QualityFlag
+from featurestore_dagster.serving.answer import OnlineRow, Status, ViewState
+from featurestore_dagster.serving.plan import plan
 from featurestore_dagster.serving.vector import Statistics, VectorMode, feature_vector, fit_statistics, load_statistics
 
 NOW = datetime(2018, 12, 31, 22, tzinfo=UTC)
 NAMES = ("atr", "rsi_14", "macd", "ema_20")
+REFERENCES = tuple(f"{VIEW.name}:{name}" for name in NAMES)
 SERVICE = FeatureService(
     "toy",
     "A toy",
@@ -34,24 +39,17 @@ FRAME = pl.DataFrame(
 ).with_columns(pl.col(f"{VIEW.name}__macd") * 1e-3)
 
 
-def row(*values: float | None, flags: tuple[str, ...] = ()) -> OnlineRow:
-    """What the reader answers for the service."""
+CATALOGUE = replace(DECLARED, services=(SERVICE,))
+
+
+def row(*values: float | None, flags: int = 0, references: Sequence[str] = REFERENCES) -> OnlineRow:
+    """What a read answers for the service."""
     return OnlineRow(
+        plan(CATALOGUE, references),
         {"symbol": "AAA", "timeframe": "1d"},
-        tuple(
-            OnlineValue(
-                f"{VIEW.name}:{name}",
-                value,
-                VIEW.feature(name).indicator.unit,
-                Status.NULL_VALUE if value is None else Status.PRESENT,
-                NOW,
-                NOW,
-                0.0,
-                flags,
-                "redis",
-            )
-            for name, value in zip(NAMES, values, strict=False)
-        ),
+        values,
+        [Status.NULL_VALUE if value is None else Status.PRESENT for value in values],
+        [ViewState("redis", 0, 0, 0, flags)],
     )
 
 
@@ -68,7 +66,7 @@ def statistics(statistics_file: Path) -> Statistics:
 
 
 def test_raw_values_come_as_float32_in_the_services_order() -> None:
-    vector = feature_vector(SERVICE, row(0.1, -3.0, 7.0, 1e-3, flags=("LATE",)), NOW)
+    vector = feature_vector(SERVICE, row(0.1, -3.0, 7.0, 1e-3, flags=QualityFlag.LATE), NOW)
     assert vector.features == tuple(f"{VIEW.name}:{name}" for name in NAMES)
     assert vector.values.dtype == pl.Float32
     assert vector.values.equals(pl.Series([0.1, -3.0, 7.0, 1e-3], dtype=pl.Float32))
@@ -91,7 +89,9 @@ def test_normalised_values_are_standardised_bounded_and_clipped(statistics: Stat
     assert vector.clipped == (f"{VIEW.name}:rsi_14", f"{VIEW.name}:macd")
     assert vector.flags == ("CLIPPED",)
     assert (vector.mode, vector.statistics_sha256) == (VectorMode.NORMALISED, statistics.sha256)
-    inside = feature_vector(SERVICE, row(2 - 5.0, 1.0, 2e-3, 40.0, flags=("STALE_INPUT", "LATE")), NOW, statistics=statistics)
+    inside = feature_vector(
+        SERVICE, row(2 - 5.0, 1.0, 2e-3, 40.0, flags=QualityFlag.STALE_INPUT | QualityFlag.LATE), NOW, statistics=statistics
+    )
     assert inside.values.to_list() == [-5.0, 1.0, 0.0, 40.0]
     assert (inside.clipped, inside.flags) == ((), ("STALE_INPUT", "LATE"))
 
@@ -107,10 +107,9 @@ def test_a_null_is_an_error_that_names_it_unless_it_is_allowed(statistics: Stati
 
 
 def test_another_count_or_order_of_values_is_refused() -> None:
-    whole = row(1.0, 2.0, 3.0, 4.0)
-    for values in (whole.values[:3], (*whole.values, whole.values[0]), whole.values[::-1]):
+    for references in (REFERENCES[:3], (*REFERENCES, REFERENCES[0]), REFERENCES[::-1]):
         with pytest.raises(MalformedDataError, match="toy has 4 features"):
-            feature_vector(SERVICE, OnlineRow(whole.entity, values), NOW)
+            feature_vector(SERVICE, row(*[1.0] * len(references), references=references), NOW)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +125,7 @@ def test_another_count_or_order_of_values_is_refused() -> None:
 def test_statistics_of_another_contract_are_refused(statistics: Statistics, statistics_file: Path, other: FeatureService) -> None:
     with pytest.raises(MalformedDataError, match="do not fit"):
         load_statistics(other, statistics_file)
-    values = {value.reference: value for value in row(1.0, 1.0, 1.0, 1.0).values}
-    asked = OnlineRow({}, tuple(values[f"{view.label}:{feature.name}"] for view, feature in other.references))
+    asked = row(1.0, 1.0, 1.0, 1.0, references=[f"{view.label}:{feature.name}" for view, feature in other.references])
     with pytest.raises(MalformedDataError, match="do not fit"):
         feature_vector(other, asked, NOW, statistics=statistics)
 

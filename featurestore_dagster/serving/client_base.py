@@ -1,0 +1,191 @@
+"""What the blocking and the asynchronous client share: stores, tiers, what needs no waiting. Reading values belongs to the two."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+
+from featurestore_dagster.errors import FeatureStoreError, MalformedDataError
+from featurestore_dagster.features import CATALOGUE
+from featurestore_dagster.model.catalogue import Catalogue
+from featurestore_dagster.model.time import Clock
+from featurestore_dagster.serving.answer import OnlineFeatures
+from featurestore_dagster.serving.ladder import Ladder
+from featurestore_dagster.serving.point_in_time import PointInTimeReader
+from featurestore_dagster.serving.policy import AS_OF_DEADLINE_SECONDS, ReadPolicy
+from featurestore_dagster.serving.postgres_tier import PostgresTier
+from featurestore_dagster.serving.raw_tier import RawTier
+from featurestore_dagster.serving.redis_tier import RedisTier
+from featurestore_dagster.serving.retrieval_statistics import RetrievalRecorder, RetrievalStatistics
+from featurestore_dagster.serving.slo_state import StreamState, all_states
+from featurestore_dagster.serving.vector import FeatureVector, Statistics, VectorMode, feature_vector, load_statistics
+from featurestore_dagster.settings import Settings
+from featurestore_dagster.stores.columnar_cache import ColumnarCache
+from featurestore_dagster.stores.embedded import running_settings
+from featurestore_dagster.stores.postgres import PostgresStore
+from featurestore_dagster.stores.redis import RedisStore
+
+PROJECT = "featurestore"
+"""Feast's project name: part of every online key."""
+
+DEFAULT_STATISTICS_RANGE = timedelta(days=365)
+
+FIRST_CONNECT_SECONDS = 1.0
+"""For each store, before the first read of a client that was not warmed up."""
+
+
+@dataclass(frozen=True)
+class ServiceFeature:
+    """One feature of a service, in the service's order."""
+
+    reference: str
+    unit: str
+    formula: str
+    time_to_live_seconds: float
+    slo_seconds: float
+
+
+@dataclass(frozen=True)
+class ServiceInfo:
+    """What a caller must know to ask for a service and to read the answer."""
+
+    name: str
+    version: int
+    description: str
+    is_online: bool
+    join_keys: tuple[str, ...]
+    features: tuple[ServiceFeature, ...]
+
+
+class ClientBase:
+    """Stores and tiers of one client; safe to share between threads."""
+
+    def __init__(self, settings: Settings | None = None, catalogue: Catalogue | None = None) -> None:
+        """Nothing is connected before the first read, or `warm_up`.
+
+        Args:
+            settings: Where the stores are; None: from the environment.
+            catalogue: The declarations; None: this package's, with the sources that the settings switch on.
+
+        Raises:
+            StoreUnavailableError: The stores are embedded, and do not run.
+        """
+        settings = settings or Settings()
+        connected = running_settings(settings)
+        self.clock: Clock = settings.make_clock()
+        self.catalogue = catalogue or CATALOGUE.with_sources(settings.source_names)
+        self._statistics_folder = settings.data_folder / "normalisation"
+        self._store = PostgresStore(connected.postgres, self.clock)
+        self._redis = RedisStore(connected.redis, PROJECT)
+        self._postgres_tier = PostgresTier(connected.postgres, self.catalogue)
+        self._ladder = Ladder([RedisTier(self._redis), self._postgres_tier, RawTier(self._store, self.catalogue, self.clock)], self.clock)
+        self._as_of = Ladder([self._postgres_tier], self.clock)
+        cache = ColumnarCache(settings.data_folder / "cache", settings.history_cache_mebibytes * 2**20)
+        self._history = PointInTimeReader(self._store, self.catalogue, cache)
+        self._recorder = RetrievalRecorder()
+        self._is_warm = False
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        """Names of the stores that reads pass over now, because they did not answer."""
+        return self._ladder.degraded
+
+    def get_retrieval_stats(self, window_minutes: float = 60) -> RetrievalStatistics:
+        """Latencies, null rate, tiers, violations and refusals of this client's online reads of the last minutes.
+
+        Raises:
+            RefusedError: The window is not above zero and at most a day.
+        """
+        return self._recorder.statistics(window_minutes)
+
+    def get_feature_service_info(self, service: str) -> ServiceInfo:
+        """What a service answers and what it must be asked with.
+
+        Raises:
+            UnknownNameError: No such service.
+        """
+        declared = self.catalogue.service(service)
+        keys = dict.fromkeys(key for view, _ in declared.references for key in view.join_keys)
+        features = tuple(
+            ServiceFeature(
+                reference=f"{view.label}:{feature.name}",
+                unit=feature.indicator.unit.value,
+                formula=feature.indicator.formula,
+                time_to_live_seconds=view.longest_ttl.total_seconds(),
+                slo_seconds=view.slo.max_lag.total_seconds(),
+            )
+            for view, feature in declared.references
+        )
+        return ServiceInfo(declared.name, declared.version, declared.description, declared.is_online, tuple(keys), features)
+
+    def statistics_path(self, service: str) -> Path:
+        """Where the statistics of a service's declared version are kept."""
+        return self._statistics_folder / f"{service}.v{self.catalogue.service(service).version}.json"
+
+    def _freshness(self, view: str | None) -> list[StreamState]:
+        """SLO states, of one view only when it is named."""
+        if view is None:
+            return all_states(self.catalogue, self._store, self.clock.now())
+        declared = self.catalogue.view(view)
+        return [state for state in all_states(self.catalogue, self._store, self.clock.now()) if state.view == declared.label]
+
+    def _feature_statistics(self, view: str, start: datetime | None, end: datetime | None) -> pl.DataFrame:
+        declared = self.catalogue.view(view)
+        end = end or self.clock.now()
+        rows = self._store.read_features(declared, start or end - DEFAULT_STATISTICS_RANGE, end)
+        columns = {name: pl.col(name) for name in declared.feature_names}
+        measures = {
+            "rows": {name: pl.len() for name in columns},
+            "nulls": {name: column.null_count() for name, column in columns.items()},
+            "mean": {name: column.mean() for name, column in columns.items()},
+            "standard_deviation": {name: column.std() for name, column in columns.items()},
+            "minimum": {name: column.min() for name, column in columns.items()},
+            "p05": {name: column.quantile(0.05) for name, column in columns.items()},
+            "median": {name: column.median() for name, column in columns.items()},
+            "p95": {name: column.quantile(0.95) for name, column in columns.items()},
+            "maximum": {name: column.max() for name, column in columns.items()},
+        }
+        counts = {"rows", "nulls"}
+        dtypes = {measure: pl.Int64() if measure in counts else pl.Float64() for measure in measures}
+        found = {
+            measure: rows.select(value.cast(dtypes[measure]).alias(name) for name, value in values.items()).row(0)
+            for measure, values in measures.items()
+        }
+        units = [declared.feature(name).indicator.unit.value for name in columns]
+        return pl.DataFrame(
+            {"feature": list(columns), "unit": units, **{measure: list(values) for measure, values in found.items()}},
+            schema_overrides=dtypes,
+        )
+
+    def _route(self, as_of: datetime | None, policy: ReadPolicy) -> tuple[Ladder, ReadPolicy]:
+        """What is asked: an instant of the past only of Postgres, which the caller knows to take longer."""
+        if as_of is None:
+            return self._ladder, policy
+        if as_of.tzinfo is None:
+            raise MalformedDataError(f"as_of_timestamp {as_of.isoformat()} has no time zone; give a timezone-aware instant")
+        deadline_seconds = max(policy.deadline_seconds, AS_OF_DEADLINE_SECONDS)
+        return self._as_of, replace(policy, deadline_seconds=deadline_seconds)
+
+    def _fitted(self, service: str, mode: VectorMode, statistics: Path | None) -> Statistics | None:
+        if mode is not VectorMode.NORMALISED:
+            return None
+        return load_statistics(self.catalogue.service(service), statistics or self.statistics_path(service))
+
+    def _vector(self, service: str, answer: OnlineFeatures, fitted: Statistics | None, *, allow_null: bool) -> FeatureVector:
+        return feature_vector(self.catalogue.service(service), answer.rows[0], answer.as_of, statistics=fitted, allow_null=allow_null)
+
+    @contextmanager
+    def _recorded(self) -> Iterator[list[OnlineFeatures]]:
+        """Record what the block appends, or the error that leaves it."""
+        answers: list[OnlineFeatures] = []
+        started = time.perf_counter()
+        try:
+            yield answers
+        except FeatureStoreError as error:
+            self._recorder.refused(time.perf_counter() - started, error)
+            raise
+        self._recorder.answered(time.perf_counter() - started, answers[0])

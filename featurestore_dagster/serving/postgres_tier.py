@@ -1,0 +1,95 @@
+"""The second tier: published rows in Postgres, newest version visible at an instant.
+
+It answers what Redis would, had Redis every publication: nothing for what is delisted. How the server is asked belongs to
+`stores.postgres.newest_rows`.
+"""
+
+import time
+from collections.abc import Sequence
+from datetime import datetime
+
+from featurestore_dagster.model.catalogue import Catalogue
+from featurestore_dagster.model.feature_view import FeatureView
+from featurestore_dagster.serving.answer import instant
+from featurestore_dagster.serving.delisting import Delisting
+from featurestore_dagster.serving.ladder import Question, Rows, TierRead, incoherent, told
+from featurestore_dagster.settings import PostgresSettings
+from featurestore_dagster.stores.postgres.newest_rows import NewestRows, Query, Records, query
+from featurestore_dagster.stores.redis import StoredRow
+
+
+class PostgresTier:
+    """Newest published rows, all views in one round trip."""
+
+    name = "postgres"
+    share = 0.8
+    longest_seconds = 5.0
+
+    def __init__(self, settings: PostgresSettings, catalogue: Catalogue) -> None:
+        """No connection is made before the first read."""
+        self._rows = NewestRows(settings)
+        self._delisting = Delisting(catalogue)
+
+    def close(self) -> None:
+        """Close the blocking reads' connections; the next read opens new ones."""
+        self._rows.close()
+
+    async def close_async(self) -> None:
+        """Close the asynchronous reads' connections."""
+        await self._rows.close_async()
+
+    def warm_up(self, timeout_seconds: float) -> bool:
+        """See `ladder.Tier`."""
+        return self._rows.warm_up(timeout_seconds)
+
+    async def warm_up_async(self, timeout_seconds: float) -> bool:
+        """See `ladder.Tier`."""
+        return await self._rows.warm_up_async(timeout_seconds)
+
+    def read(self, question: Question) -> TierRead:
+        """See `ladder.Tier`."""
+        ends = time.monotonic() + question.deadline_seconds
+        rows = self._stored(question, self._rows.read(_queries(question), question.deadline_seconds))
+        if question.coherent and (oldest := _oldest(question, rows)):
+            rows = self._stored(question, self._rows.read(_queries(question, oldest), ends - time.monotonic()))
+        return told(question, rows)
+
+    async def read_async(self, question: Question) -> TierRead:
+        """See `ladder.Tier`."""
+        ends = time.monotonic() + question.deadline_seconds
+        rows = self._stored(question, await self._rows.read_async(_queries(question), question.deadline_seconds))
+        if question.coherent and (oldest := _oldest(question, rows)):
+            rows = self._stored(question, await self._rows.read_async(_queries(question, oldest), ends - time.monotonic()))
+        return told(question, rows)
+
+    def prepare(self, views: Sequence[FeatureView], deadline_seconds: float) -> None:
+        """See `NewestRows.prepare`."""
+        self._rows.prepare(views, deadline_seconds)
+
+    async def prepare_async(self, views: Sequence[FeatureView], deadline_seconds: float) -> None:
+        """See `NewestRows.prepare`."""
+        await self._rows.prepare_async(views, deadline_seconds)
+
+    def _stored(self, question: Question, found: Sequence[Records]) -> Rows:
+        rows: Rows = [[None] * len(question.views) for _ in question.entities]
+        for position, ((view, names), records) in enumerate(zip(question.views, found, strict=True)):
+            gone = self._delisting.at(view, question.now)
+            wanted = [view.feature_names.index(name) for name in names]
+            for number, event, known, flags, stream, *values in records:
+                entity = question.entities[number - 1]
+                if not (gone and tuple(entity[key] for key in view.join_keys) in gone):
+                    rows[number - 1][position] = StoredRow(event, known, flags, stream, tuple(values[place] for place in wanted))
+        return rows
+
+
+def _queries(question: Question, until: Sequence[datetime] = ()) -> list[Query]:
+    bounds = until or [question.now] * len(question.entities)
+    return [query(view, question.entities, bounds, question.now) for view, _ in question.views]
+
+
+def _oldest(question: Question, rows: Rows) -> list[datetime]:
+    """Of each entity the oldest bar among rows that must be of one bar and are not: every view had that one. Empty when they are."""
+    if not incoherent(rows):
+        return []
+    events = (min((row.event_microseconds for row in stored if row is not None), default=None) for stored in rows)
+    return [question.now if event is None else instant(event) for event in events]

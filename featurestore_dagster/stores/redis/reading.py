@@ -1,0 +1,211 @@
+"""A read of several views and entities as bytes, and rows from its answers. Sans-io: both stores send what is made here.
+
+One round trip asks, for each entity, Feast's hash for the event time of each view and our hash for the packed rows, and the remembered
+publication of each view. Only where a packed row is not the newest does a second one ask for Feast's own fields of that row.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from featurestore_dagster.model.feature_view import FeatureView
+from featurestore_dagster.stores.redis import layout
+from featurestore_dagster.stores.redis.packed import ABSENT, STALE_ROW, PackedView, StoredRow, packed_key
+
+ViewRequest = tuple[FeatureView, Sequence[str]]
+Rows = list[list[StoredRow | None]]
+
+MULTI, EXEC = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
+REMEMBERED_REQUESTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineRead:
+    """What a read found: `rows` entity by entity, in each a row or None for each view, in the order asked.
+
+    `publication_ids` are the last publications that were applied whole, view by view: None where Redis was never filled or was flushed, so
+    that a missing row says nothing. `epochs` are the streams' newest bars of which every view was written, microseconds since 1970; only a
+    coherent read asks for them.
+    """
+
+    rows: Rows
+    publication_ids: tuple[int | None, ...]
+    epochs: Mapping[str, int]
+
+    def incoherent(self) -> set[int]:
+        """Positions of views whose rows must not be used together with others of their stream.
+
+        The views of a stream are coherent for an entity when their rows are of the same bar, and no row is of a bar that is still being
+        written: after the stream's epoch, or of a stream without one.
+        """
+        found: set[int] = set()
+        for row in self.rows:
+            by_stream: dict[str | None, list[int]] = {}
+            for position, stored in enumerate(row):
+                if stored is not None:
+                    by_stream.setdefault(stored.stream, []).append(position)
+            for stream, positions in by_stream.items():
+                events = {stored.event_microseconds for position in positions if (stored := row[position]) is not None}
+                epoch = None if stream is None else self.epochs.get(stream)
+                if len(events) > 1 or epoch is None or max(events) > epoch:
+                    found.update(positions)
+        return found
+
+
+class ReadRequest:
+    """The parts of a read that do not depend on the entities."""
+
+    def __init__(self, project: str, views: Sequence[ViewRequest]) -> None:
+        self.views = tuple(views)
+        self._project = project
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for position, (view, _) in enumerate(self.views):
+            groups.setdefault(tuple(sorted(view.join_keys)), []).append(position)
+        self._groups = [_Group(keys, positions, self.views) for keys, positions in groups.items()]
+        self._streams = sorted({stream.name for view, _ in self.views for stream in view.streams})
+        self._ids = _command(b"MGET", [publication_key(project, view) for view, _ in self.views])
+        self._epochs = _command(b"MGET", [epoch_key(project, stream) for stream in self._streams])
+        self._readers = [PackedView(view).reader(names) for view, names in self.views]
+
+    def commands(self, entities: Sequence[Mapping[str, str]], *, coherent: bool = False) -> tuple[bytes, int]:
+        """What is sent, and how many answers come. A coherent read is one transaction: nothing is written in its midst."""
+        parts = [MULTI] if coherent else []
+        for group in self._groups:
+            group.add_commands(parts, self._project, entities)
+        parts.append(self._ids)
+        if coherent:
+            parts += (self._epochs, EXEC)
+        commands = 2 * len(self._groups) * len(entities) + 1
+        return b"".join(parts), commands + 3 if coherent else commands
+
+    def decoded(self, answers: list[Any], *, coherent: bool = False) -> "Decoded":
+        """What was found, and what is left to ask."""
+        epochs: dict[str, int] = {}
+        if coherent:
+            *answers, held = answers[-1]
+            epochs = {stream: int(text) for stream, text in zip(self._streams, held, strict=True) if text is not None}
+        ids = tuple(None if text is None else int(text) for text in answers[-1])
+        entities = len(answers) // (2 * len(self._groups))
+        columns: list[list[StoredRow | None]] = [[]] * len(self.views)
+        for number, group in enumerate(self._groups if entities else ()):
+            own = answers[2 * number * entities : 2 * (number + 1) * entities]
+            for position, timestamps, packed in zip(
+                group.positions, zip(*own[::2], strict=True), zip(*own[1::2], strict=True), strict=True
+            ):
+                columns[position] = self._readers[position](packed, timestamps)
+        stale = [
+            (entity, position)
+            for position, column in enumerate(columns)
+            if STALE_ROW in column
+            for entity, stored in enumerate(column)
+            if stored is STALE_ROW
+        ]
+        return Decoded(OnlineRead(list(map(list, zip(*columns, strict=True))), ids, epochs), stale)
+
+    def again(self, entities: Sequence[Mapping[str, str]], stale: Sequence[tuple[int, int]]) -> tuple[bytes, int]:
+        """What is sent for rows that must be read from Feast's fields: a transaction each, since a newer row may come in between."""
+        parts: list[bytes] = []
+        for number, position in stale:
+            view, names = self.views[position]
+            keys = tuple(sorted(view.join_keys))
+            key, packed = _keys(self._project, keys, tuple(entities[number][name] for name in keys))
+            parts += (MULTI, b"*3\r\n$4\r\nHGET\r\n", packed, bulk(view.name.encode()))
+            parts += (b"*%d\r\n$5\r\nHMGET\r\n" % (len(names) + 3), key, _fields(view.name, tuple(names)), EXEC)
+        return b"".join(parts), 4 * len(stale)
+
+    def complete(self, read: OnlineRead, stale: Sequence[tuple[int, int]], answers: list[Any]) -> OnlineRead:
+        """The read with the rows that were asked for again."""
+        for (number, position), (packed, (timestamp, *encoded)) in zip(stale, answers[3::4], strict=True):
+            read.rows[number][position] = self._from_fields(position, packed, timestamp, encoded)
+        return read
+
+    def _from_fields(self, position: int, packed: bytes | None, timestamp: bytes | None, encoded: list[bytes | None]) -> StoredRow | None:
+        if timestamp is None:
+            return None
+        view, _ = self.views[position]
+        event = layout.decode_timestamp(timestamp)
+        header = None if packed is None else PackedView(view).header(packed)
+        decoded = layout.decode_values(encoded)
+        values = tuple(ABSENT if text is None else value for text, value in zip(encoded, decoded, strict=True))
+        if header is None or header.event_microseconds != event:
+            return StoredRow(event, None, 0, header and header.stream, values)
+        return StoredRow(event, header.known_microseconds, header.flags, header.stream, values)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A read, and the rows (entity, view) of it that must be asked for again."""
+
+    read: OnlineRead
+    stale: list[tuple[int, int]]
+
+
+class _Group:
+    """Views with the same join keys: they share their two hashes."""
+
+    def __init__(self, keys: tuple[str, ...], positions: list[int], views: Sequence[ViewRequest]) -> None:
+        self.positions = positions
+        self._keys = keys
+        names = [views[position][0].name for position in positions]
+        head = b"*%d\r\n$5\r\nHMGET\r\n" % (len(names) + 2)
+        self._head = head
+        self._middle = b"".join(bulk(layout.timestamp_field(name)) for name in names) + head
+        self._tail = b"".join(bulk(name.encode()) for name in names)
+
+    def add_commands(self, parts: list[bytes], project: str, entities: Sequence[Mapping[str, str]]) -> None:
+        """Two commands for each entity."""
+        names, head, middle, tail = self._keys, self._head, self._middle, self._tail
+        for entity in entities:
+            key, packed = _keys(project, names, tuple([entity[name] for name in names]))
+            parts += (head, key, middle, packed, tail)
+
+
+class Requests:
+    """Remembered requests of one project; a request is known by the identity of its parts, which plans keep."""
+
+    def __init__(self, project: str) -> None:
+        self._project = project
+        self._known: dict[tuple[int, ...], ReadRequest] = {}
+
+    def of(self, views: Sequence[ViewRequest]) -> ReadRequest:
+        """The request for these views."""
+        identity = tuple(map(id, views))
+        known = self._known.get(identity)
+        if known is None:
+            if len(self._known) >= REMEMBERED_REQUESTS:
+                self._known.clear()
+            known = self._known[identity] = ReadRequest(self._project, views)
+        return known
+
+
+def publication_key(project: str, view: FeatureView) -> bytes:
+    """Key of the last publication of a view that was applied whole."""
+    return f"{project}:publication:{view.name}@{view.version}".encode()
+
+
+def epoch_key(project: str, stream: str) -> bytes:
+    """Key of a stream's newest bar of which every view was written."""
+    return f"{project}:epoch:{stream}".encode()
+
+
+def bulk(text: bytes) -> bytes:
+    """A word of a command."""
+    return b"$%d\r\n%b\r\n" % (len(text), text)
+
+
+def _command(name: bytes, words: Sequence[bytes]) -> bytes:
+    return b"*%d\r\n" % (len(words) + 1) + b"".join(map(bulk, (name, *words)))
+
+
+@lru_cache(maxsize=16_384)
+def _keys(project: str, names: tuple[str, ...], values: tuple[str, ...]) -> tuple[bytes, bytes]:
+    """Feast's key of an entity and ours, as words of a command."""
+    (key,) = layout.entity_keys(project, {name: [value] for name, value in zip(names, values, strict=True)})
+    return bulk(key), bulk(packed_key(key))
+
+
+@lru_cache(maxsize=1024)
+def _fields(view: str, features: tuple[str, ...]) -> bytes:
+    names = [layout.feature_field(view, feature) for feature in features]
+    return b"".join(map(bulk, [layout.timestamp_field(view), *names]))
