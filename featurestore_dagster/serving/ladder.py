@@ -7,6 +7,7 @@ store is read belongs to the tiers, and what a stored row means at an instant to
 
 import time
 from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -139,9 +140,9 @@ def incoherent(rows: Rows) -> set[int]:
     return found
 
 
-def told(question: Question, rows: Rows) -> TierRead:
-    """The rows, less those of views that must be coherent and are not."""
-    unfit = incoherent(rows) if question.coherent else set()
+def told(question: Question, rows: Rows, unknown: AbstractSet[int] = frozenset()) -> TierRead:
+    """The rows, less those of views that the tier knows nothing of, and of views that must be coherent and are not."""
+    unfit = unknown | incoherent(rows) if question.coherent else unknown
     return TierRead(rows, tuple(position not in unfit for position in range(len(question.views))))
 
 

@@ -97,8 +97,12 @@ class RawTier:
     def _compute(self, question: Question) -> TierRead:
         entities, now = question.entities, question.now
         rows: Rows = [[None] * len(question.views) for _ in entities]
+        unlisted: set[int] = set()
         for position, (view, names) in enumerate(question.views):
             newest = self._newest(view, entities, now)
+            if newest is None:
+                unlisted.add(position)
+                continue
             gone = self._delisting.at(view, now)
             for row, entity in zip(rows, entities, strict=True):
                 key = tuple(entity[name] for name in view.join_keys)
@@ -107,12 +111,15 @@ class RawTier:
                     continue
                 flags = found["flags"] | QualityFlag.FALLBACK_SOURCE.value
                 row[position] = StoredRow(found["event"], found["known"], flags, found["stream"], tuple(found[name] for name in names))
-        return told(question, rows)
+        return told(question, rows, unlisted)
 
-    def _newest(self, view: FeatureView, entities: Sequence[Mapping[str, str]], now: datetime) -> dict[tuple[str, ...], dict[str, Any]]:
+    def _newest(
+        self, view: FeatureView, entities: Sequence[Mapping[str, str]], now: datetime
+    ) -> dict[tuple[str, ...], dict[str, Any]] | None:
+        """Newest rows by key; None when no stream lists any of the entities, so that nothing can be said about them."""
         frames = [self._stream_rows(view, stream, now) for stream in view.streams if self._concerns(view, stream, entities)]
         if not frames:
-            return {}
+            return None
         visible = pl.concat(frames).filter((pl.col("event_timestamp") <= now) & (pl.col("created_timestamp") <= now))
         newest = (
             visible.sort("event_timestamp", "created_timestamp")

@@ -6,7 +6,7 @@ Bulk reads of history do not belong here (see `bulk`), nor does the order in whi
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -46,7 +46,11 @@ class _DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
 
     def wait(self, gen: PQGen[Result], interval: float = 0.1, timeout: float | None = None) -> Result:
         """As the parent, within the deadline."""
-        return super().wait(gen, interval, _time_left(self.ends, timeout))
+        try:
+            return super().wait(gen, interval, _time_left(self.ends, timeout))
+        except psycopg.errors._WaitTimeout:  # noqa: SLF001 - it has no public name
+            self.pgconn.finish()  # else leaving the pipeline would wait for it again
+            raise
 
 
 class _AsyncDeadlineConnection(psycopg.AsyncConnection[tuple[Any, ...]]):
@@ -56,7 +60,11 @@ class _AsyncDeadlineConnection(psycopg.AsyncConnection[tuple[Any, ...]]):
 
     async def wait(self, gen: PQGen[Result], interval: float = 0.1, timeout: float | None = None) -> Result:  # noqa: ASYNC109
         """As the parent, within the deadline."""
-        return await super().wait(gen, interval, _time_left(self.ends, timeout))
+        try:
+            return await super().wait(gen, interval, _time_left(self.ends, timeout))
+        except psycopg.errors._WaitTimeout:  # noqa: SLF001
+            self.pgconn.finish()
+            raise
 
 
 def _time_left(ends: float | None, timeout: float | None) -> float | None:
@@ -110,18 +118,17 @@ class NewestRows:
             StoreUnavailableError: As `read`.
         """
         if unknown := self._unknown(views):
-            self.read(unknown, deadline_seconds)
+            self.read(list(unknown.values()), deadline_seconds)
+            self._prepared |= unknown
 
     async def prepare_async(self, views: Sequence[FeatureView], deadline_seconds: float) -> None:
         """As `prepare`."""
         if unknown := self._unknown(views):
-            await self.read_async(unknown, deadline_seconds)
+            await self.read_async(list(unknown.values()), deadline_seconds)
+            self._prepared |= unknown
 
-    def _unknown(self, views: Sequence[FeatureView]) -> list[Query]:
-        found = [view for view in views if view.label not in self._prepared]
-        queries = [query(view, (), (), NOBODY) for view in found]
-        self._prepared.update({view.label: about for view, about in zip(found, queries, strict=True)})
-        return queries
+    def _unknown(self, views: Sequence[FeatureView]) -> dict[str, Query]:
+        return {view.label: query(view, (), (), NOBODY) for view in views if view.label not in self._prepared}
 
     def read(self, queries: Sequence[Query], deadline_seconds: float) -> list[Records]:
         """Answers of `query`s in one round trip.
@@ -184,12 +191,14 @@ class NewestRows:
     def _configure(self, connection: _DeadlineConnection) -> None:
         connection.execute(GENERIC_PLANS)
         for prepared in list(self._prepared.values()):
-            connection.execute(*prepared, binary=True)
+            with suppress(psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):  # the read itself will say so
+                connection.execute(*prepared, binary=True)
 
     async def _configure_async(self, connection: _AsyncDeadlineConnection) -> None:
         await connection.execute(GENERIC_PLANS)
         for prepared in list(self._prepared.values()):
-            await connection.execute(*prepared, binary=True)
+            with suppress(psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
+                await connection.execute(*prepared, binary=True)
 
     @contextmanager
     def _translated(self, ends: float, deadline_seconds: float) -> Iterator[None]:

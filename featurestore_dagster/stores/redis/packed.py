@@ -28,6 +28,7 @@ from featurestore_dagster.model.units import Unit
 from featurestore_dagster.stores.redis import layout
 
 _HEADER = struct.Struct("<qqIII")
+_TIMES = struct.Struct("<qq")
 HEADER_BYTES = _HEADER.size
 _HEAD = itemgetter(slice(0, HEADER_BYTES))
 REMEMBERED_HEADERS = 4096
@@ -82,6 +83,12 @@ class Header(NamedTuple):
 def packed_key(entity_key: bytes) -> bytes:
     """Redis key of an entity's packed rows."""
     return b"{" + entity_key + b"}"
+
+
+def times_of(packed: bytes) -> tuple[int, int]:
+    """Event time and known-at of a packed row of any view, microseconds since 1970."""
+    event, known = _TIMES.unpack_from(packed)
+    return event, known
 
 
 def checksum(text: str) -> int:

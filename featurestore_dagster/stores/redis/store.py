@@ -23,6 +23,7 @@ from featurestore_dagster.stores.redis.wire import AsyncPool, Connection, Pool, 
 
 READ_SECONDS = 1.0
 WRITE_SECONDS = 30.0
+ATTEMPTS = 100
 """A batch of a bulk write may wait for a snapshot or a slow disk; nobody waits for it at a screen."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -154,9 +155,8 @@ class RedisStore:
         with translated(self._settings, WRITE_SECONDS):
             connection = Connection(self._settings, time.monotonic() + WRITE_SECONDS)
             try:
-                begun = command("SET", writer, token) + command("SCRIPT", "LOAD", writing.WRITE_UNLESS_OLDER)
-                connection.exchange(begun, 2, time.monotonic() + WRITE_SECONDS)
-                written = sum(_stream(connection, self._upserts(view, visible)))
+                connection.exchange(command("SET", writer, token), 1, time.monotonic() + WRITE_SECONDS)
+                written = sum(self._written(connection, batch) for batch in self._upserts(view, visible))
                 gone = [] if retracted is None else list(_stream(connection, writing.deletions(self.project, view, retracted), 2))
                 remembered = command("EVAL", writing.REMEMBER_UNLESS_DISTURBED, 2, writer, publication, token, publication_id)
                 (undisturbed,) = connection.exchange(remembered, 1, time.monotonic() + WRITE_SECONDS)
@@ -209,8 +209,20 @@ class RedisStore:
     def _writer_key(self, view: FeatureView) -> bytes:
         return f"{self.project}:writer:{view.name}".encode()
 
-    def _upserts(self, view: FeatureView, rows: pl.DataFrame) -> Iterator[list[bytes]]:
-        return writing.upserts(self.project, view, rows)
+    def _upserts(self, view: FeatureView, rows: pl.DataFrame) -> Iterator[writing.Batch]:
+        return writing.upserts(self.project, view, writing.newest_of_each(view, rows))
+
+    def _written(self, connection: Connection, batch: writing.Batch) -> int:
+        """How many rows of the batch replaced what Redis held."""
+        for _ in range(ATTEMPTS):
+            newer = batch.newer(connection.exchange(batch.probe, batch.probed, time.monotonic() + WRITE_SECONDS))
+            sent, count = batch.transaction(newer)
+            if connection.exchange(sent, count, time.monotonic() + WRITE_SECONDS)[-1] is not None:
+                return len(newer)
+        raise StoreUnavailableError(
+            f"other writers changed the same entities of Redis at {self._settings.host}:{self._settings.port} {ATTEMPTS} times in a row; "
+            "sync the view again"
+        )
 
     def _info(self, section: str, name: str) -> str:
         found = re.search(rf"^{name}:(.*?)\r?$", self._call(command("INFO", section)).decode(), re.MULTILINE)

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +12,13 @@ import polars as pl
 import pytest
 from pydantic import SecretStr
 
-from featurestore_dagster.calendars import calendar
 from featurestore_dagster.features import CATALOGUE
-from featurestore_dagster.model.feature_view import FeatureView
-from featurestore_dagster.model.time import FrozenClock
-from featurestore_dagster.projections.postgres_table import feature_schema
-from featurestore_dagster.projections.relation import stream_relation
 from featurestore_dagster.settings import Settings
-from featurestore_dagster.stores.postgres import PostgresStore
-from featurestore_dagster.stores.redis import RedisStore, layout
+from featurestore_dagster.stores.redis import layout
+from tests.integration.feast.conftest import REPOSITORY
+from tests.integration.feast.publications import CODE, DAY, INTRADAY, MACRO, MINUTE, MOMENTUM, MONDAY, NOW, values
 
-REPOSITORY = Path(__file__).parents[3] / "feature_repo"
 FEAST_SIDE = Path(__file__).with_name("feast_side.py")
-
-NOW = datetime(2018, 12, 31, 22, tzinfo=UTC)
-FRIDAY = datetime(2018, 12, 28, 21, tzinfo=UTC)
-MONDAY = datetime(2018, 12, 31, 21, tzinfo=UTC)
-CORRECTED = datetime(2018, 12, 31, 21, 30, tzinfo=UTC)
-MOMENTUM = CATALOGUE.view("momentum_features")
-INTRADAY = CATALOGUE.view("technical_indicators_view")
-MACRO = CATALOGUE.view("portfolio_macro_features")
-DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
-CODE = next(feature.name for feature in MACRO.features if feature.indicator.unit == "code")
-
 
 AWKWARD = "p'a\"s,s=w: o#r\\d ${HOME}%41 @/é "
 
@@ -63,28 +46,6 @@ def output_of(command: list[str], environment: Mapping[str, str], text: str = ""
     return done.stdout
 
 
-def rows_of(view: FeatureView, *rows: Mapping[str, Any]) -> pl.DataFrame:
-    schema = feature_schema(view)
-    defaults: dict[str, Any] = {**dict.fromkeys(schema), "flags": 0, "feature_set_version": view.version}
-    complete = [defaults | {"created_timestamp": row["event_timestamp"]} | row for row in rows]
-    return pl.DataFrame([{name: row[name] for name in schema} for row in complete], schema=schema)
-
-
-def publish(settings: Settings, view: FeatureView, stream_name: str, now: datetime, *rows: Mapping[str, Any]) -> None:
-    """Publish rows of a stream, each in the partition of its session."""
-    stream = next(stream for stream in view.streams if stream.name == stream_name)
-    frame = rows_of(view, *({"stream": stream_name} | row for row in rows))
-    frame = frame.with_columns(partition_key=calendar(stream.calendar).session_of(frame["event_timestamp"]).cast(pl.String))
-    partitions = frame["partition_key"].unique().sort().to_list()
-    PostgresStore(settings.postgres, FrozenClock(now)).publish(stream_relation(view, stream), frame, partitions)
-
-
-def values(view: FeatureView, start: float) -> dict[str, float | int]:
-    return {
-        feature.name: int(start) if feature.indicator.unit == "code" else start + number / 8 for number, feature in enumerate(view.features)
-    }
-
-
 @pytest.fixture(scope="module")
 def stock() -> dict[str, Any]:
     """Feast's bytes of SAMPLES, and what it reads of credentials that are hard to quote."""
@@ -93,40 +54,6 @@ def stock() -> dict[str, Any]:
     redis = settings.redis.model_copy(update={"password": SecretStr(AWKWARD), "username": "true"})
     environment = settings.with_connections(postgres, redis).child_environment(os.environ)
     return feast_side({"layout": SAMPLES, "configuration": str(REPOSITORY)}, environment)
-
-
-@pytest.fixture
-def published(fresh_database: Settings) -> Settings:
-    """Three views published and synced: a correction, a NULL, two streams, a composite key and a code among them."""
-    aapl = {"symbol": "AAPL"}
-    publish(
-        fresh_database, MOMENTUM, "us_equity_1d", MONDAY,
-        aapl | {"event_timestamp": FRIDAY} | values(MOMENTUM, 10),
-        aapl | {"event_timestamp": MONDAY} | values(MOMENTUM, 20),
-        {"symbol": "IBM", "event_timestamp": MONDAY} | values(MOMENTUM, 30) | {MOMENTUM.feature_names[0]: None},
-    )  # fmt: skip
-    corrected = aapl | {"event_timestamp": MONDAY, "created_timestamp": CORRECTED} | values(MOMENTUM, 21)
-    publish(
-        fresh_database, MOMENTUM, "us_equity_1d", CORRECTED,
-        corrected,
-        {"symbol": "IBM", "event_timestamp": MONDAY} | values(MOMENTUM, 30) | {MOMENTUM.feature_names[0]: None},
-    )  # fmt: skip
-    publish(fresh_database, INTRADAY, "us_equity_1d", MONDAY, aapl | {"timeframe": "1d", "event_timestamp": MONDAY} | values(INTRADAY, 40))
-    publish(
-        fresh_database, INTRADAY, "fx_1h", MONDAY,
-        {"symbol": "EURUSD", "timeframe": "1h", "event_timestamp": FRIDAY} | values(INTRADAY, 50),
-    )  # fmt: skip
-    publish(fresh_database, MACRO, MACRO.streams[0].name, MONDAY, {"portfolio": "GLOBAL", "event_timestamp": MONDAY} | values(MACRO, 2))
-    for view in (MOMENTUM, INTRADAY, MACRO):
-        sync(fresh_database, view)
-    return fresh_database
-
-
-def sync(settings: Settings, view: FeatureView) -> None:
-    store = RedisStore(settings.redis, "featurestore")
-    changes = PostgresStore(settings.postgres, FrozenClock(NOW)).online_changes(view, store.publication_id(view), NOW)
-    store.write(view, changes.rows, changes.last_publication_id, retracted=changes.retracted, now=NOW)
-    store.close()
 
 
 def test_our_bytes_are_those_of_feasts_own_functions(stock: Mapping[str, Any]) -> None:
@@ -143,11 +70,11 @@ def test_our_bytes_are_those_of_feasts_own_functions(stock: Mapping[str, Any]) -
     assert {part: [text.hex() for text in texts] for part, texts in ours.items()} == stock["layout"]
 
 
-def test_the_command_and_the_sdk_work_on_our_stores(published: Settings) -> None:
+def test_the_command_and_the_sdk_work_on_our_stores(published: Settings, stock_repository: Path) -> None:
     environment = published.child_environment()
     feast_program = str(Path(sys.executable).with_name("feast"))
     offline_unreachable = environment | {"POSTGRES_PORT": "1"}  # nothing has to be inferred from the tables
-    output_of([feast_program, "-c", str(REPOSITORY), "apply"], offline_unreachable)
+    output_of([feast_program, "-c", str(stock_repository), "apply"], offline_unreachable)
 
     first = MOMENTUM.feature_names[0]
     momentum = [f"{MOMENTUM.name}:{name}" for name in MOMENTUM.feature_names]
@@ -159,7 +86,7 @@ def test_the_command_and_the_sdk_work_on_our_stores(published: Settings) -> None
     service = CATALOGUE.service("technical_indicators_service")
     answer = feast_side(
         {
-            "repository": str(REPOSITORY),
+            "repository": str(stock_repository),
             "commands": [["plan"], ["entities", "list"], ["feature-views", "list"], ["feature-services", "list"]],
             "online": [
                 {"features": momentum, "entity_rows": [{"symbol": "AAPL"}, {"symbol": "IBM"}, {"symbol": "?"}]},

@@ -21,6 +21,7 @@ from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.redis import ABSENT, RedisStore, StoredRow, layout
 from featurestore_dagster.stores.redis.store import EPOCH
+from featurestore_dagster.stores.redis.writing import Batch
 
 MakeRows = Callable[..., pl.DataFrame]
 
@@ -193,7 +194,7 @@ def disturb(monkeypatch: pytest.MonkeyPatch, store: RedisStore, disturbance: Cal
     """Run `disturbance` once, after the first batch of the store's next write."""
     original = store._upserts
 
-    def disturbed(view: FeatureView, rows: pl.DataFrame) -> Iterator[list[bytes]]:
+    def disturbed(view: FeatureView, rows: pl.DataFrame) -> Iterator[Batch]:
         monkeypatch.undo()
         batches = original(view, rows)
         yield next(batches)
