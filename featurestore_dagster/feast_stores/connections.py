@@ -1,5 +1,6 @@
 """What `feature_store.yaml` says about stores -> our settings, and which of its feature views are ours. Opening connections is no part."""
 
+from functools import cache
 from urllib.parse import urlencode
 
 from feast.feature_view import FeatureView as FeastView
@@ -12,6 +13,7 @@ from pydantic import SecretStr
 from featurestore_dagster.errors import ConfigurationError
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.feature_view import FeatureView
+from featurestore_dagster.model.time import Clock
 from featurestore_dagster.serving.client_base import PROJECT
 from featurestore_dagster.settings import PostgresSettings, RedisSettings, Settings
 
@@ -71,6 +73,12 @@ def postgres_uri(config: PostgreSQLConfig) -> str:
     certificates = {"sslkey": config.sslkey_path, "sslcert": config.sslcert_path, "sslrootcert": config.sslrootcert_path}
     more = urlencode({name: path for name, path in certificates.items() if path} | {"connect_timeout": 5})
     return f"{postgres_settings(config).url(options=f'-c TimeZone=UTC -c search_path={search_path}')}&{more}"
+
+
+@cache
+def environments_clock() -> Clock:
+    """The clock that `FEATURESTORE_CLOCK` describes: the real one, unless something is replayed. The environment is read once."""
+    return Settings().make_clock()
 
 
 def settings_of(config: RepoConfig) -> Settings:

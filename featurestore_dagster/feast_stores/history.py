@@ -106,7 +106,7 @@ def _range(source: Source, instants: pl.DataFrame, now: datetime) -> sql.Composa
         columns=_columns(dict.fromkeys((*source.keys, *source.features))),
         event=event,
         known=known,
-        source=sql.SQL(source.subquery),  # type: ignore[arg-type] - the repository's own text
+        source=sql.SQL(source.subquery),  # the repository's own text
         conditions=sql.SQL(" and ").join(conditions),
     )
 
@@ -134,7 +134,7 @@ def pulled(
         sql.SQL("({})").format(sql.SQL(" or ").join(inside)),
     ]
     query = sql.SQL("from {source} as source where {conditions}").format(
-        source=sql.SQL(source.subquery),  # type: ignore[arg-type] - the repository's own text
+        source=sql.SQL(source.subquery),  # the repository's own text
         conditions=sql.SQL(" and ").join(conditions),
     )
     wanted = _columns(columns) if columns else sql.SQL("source.*")

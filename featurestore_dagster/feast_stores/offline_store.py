@@ -26,23 +26,28 @@ from psycopg import sql
 from pydantic import model_validator
 
 from featurestore_dagster.errors import MalformedDataError
-from featurestore_dagster.feast_stores.connections import declared_view, postgres_settings, postgres_uri, refuse_unexpanded
+from featurestore_dagster.feast_stores.connections import (
+    declared_view,
+    environments_clock,
+    postgres_settings,
+    postgres_uri,
+    refuse_unexpanded,
+)
 from featurestore_dagster.feast_stores.history import Source, features_at, pulled, read_arrow
-from featurestore_dagster.feast_stores.online_rows import utc
+from featurestore_dagster.feast_stores.online_rows import name_in_request, utc
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.serving.point_in_time import PointInTimeReader
-from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.postgres import PostgresStore
+
+TYPE = "featurestore_dagster.feast_stores.offline_store.BitemporalOfflineStore"
 
 
 class BitemporalOfflineStoreConfig(PostgreSQLOfflineStoreConfig):
     """Feast's options of the store `postgres`; TLS is used when the server offers it, instead of being demanded."""
 
-    type: Literal["featurestore_dagster.feast_stores.offline_store.BitemporalOfflineStore"] = (  # type: ignore[assignment]
-        "featurestore_dagster.feast_stores.offline_store.BitemporalOfflineStore"
-    )
+    type: Literal[TYPE] = TYPE  # type: ignore[valid-type]
     sslmode: str | None = "prefer"
 
     @model_validator(mode="before")
@@ -134,7 +139,7 @@ class BitemporalOfflineStore(PostgreSQLOfflineStore):
         keys = offline_utils.get_expected_join_keys(project, feature_views, registry)
         offline_utils.assert_expected_columns_in_entity_df(schema, keys, at)
         entities = _entities(given, keys, at)
-        now = Settings().make_clock().now()
+        now = environments_clock().now()
         low: datetime = entities["_at"].min() or now  # type: ignore[assignment]
         high: datetime = entities["_at"].max() or now  # type: ignore[assignment]
         contexts = offline_utils.get_feature_view_query_context(feature_refs, feature_views, registry, project, (low, high))
@@ -158,7 +163,7 @@ def _pull(
     times = [name for name in (source.event_time, source.known_at) if name]
     columns = [*source.keys, *features, *times] if features else []
     low, high = (None if moment is None else utc(moment) for moment in (start, end))
-    query: sql.Composable = pulled(source, columns, low, high, Settings().make_clock().now(), newest_only=newest_only)
+    query: sql.Composable = pulled(source, columns, low, high, environments_clock().now(), newest_only=newest_only)
     if newest_only and not source.keys:
         query = sql.SQL("select {} as {}, newest.* from ({}) as newest").format(DUMMY_ENTITY_VAL, sql.Identifier(DUMMY_ENTITY_ID), query)
     read = partial(read_arrow, postgres_uri(config.offline_store), query)
@@ -168,7 +173,7 @@ def _pull(
 def _given(config: RepoConfig, entity_df: Any) -> pa.Table:
     """The entity rows as Arrow; a text is a query."""
     if isinstance(entity_df, str):
-        return read_arrow(postgres_uri(config.offline_store), sql.SQL(entity_df))  # type: ignore[arg-type] - the caller's own text
+        return read_arrow(postgres_uri(config.offline_store), sql.SQL(entity_df))  # the caller's own text
     return pa.Table.from_pandas(entity_df, preserve_index=False)
 
 
@@ -193,7 +198,7 @@ def _joined(
 ) -> pa.Table:
     """The given rows with the features of every view."""
     uri = postgres_uri(config.offline_store)
-    views = {view.projection.name_to_use(): view for view in feature_views}
+    views = {name_in_request(view): view for view in feature_views}
     declared = {name: ours for name, view in views.items() if (ours := declared_view(config, view))}
     published = _published(
         config,
@@ -223,7 +228,7 @@ def _joined(
 
 def _key_columns(view: FeastView) -> dict[str, str]:
     """Column of the entity rows -> column of the source, for each join key."""
-    source_names = {name: column for column, name in view.batch_source.field_mapping.items()}
+    source_names = {name: column for column, name in view.batch_source.field_mapping.items()}  # type: ignore[union-attr]
     return {
         view.projection.join_key_map.get(entity.name, entity.name): source_names.get(entity.name, entity.name)
         for entity in view.entity_columns
@@ -234,7 +239,7 @@ def _published(config: RepoConfig, entities: pl.DataFrame, asked: list[tuple[Fea
     """Features of views of our own, by the name that the request gives the view; views with the same keys from one snapshot."""
     if not asked:
         return {}
-    store = PostgresStore(postgres_settings(config.offline_store), Settings().make_clock())
+    store = PostgresStore(postgres_settings(config.offline_store), environments_clock())
     reader = PointInTimeReader(store, CATALOGUE)
     groups: dict[frozenset[tuple[str, str]], list[tuple[FeastView, FeatureView, list[str]]]] = {}
     for view, ours, features in asked:
@@ -248,5 +253,5 @@ def _published(config: RepoConfig, entities: pl.DataFrame, asked: list[tuple[Fea
         answer = reader.get_historical_features(frame, references)
         for view, ours, features in group:
             columns = {name: answer[f"{ours.label}__{name}"].to_arrow() for name in features}
-            found[view.projection.name_to_use()] = pa.table(columns)
+            found[name_in_request(view)] = pa.table(columns)
     return found

@@ -8,7 +8,7 @@ import hashlib
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from feast.feature_view import FeatureView as FeastView
 from feast.infra.online_stores.helpers import _redis_key, compute_versioned_name
@@ -17,16 +17,55 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import RepoConfig
 
+from featurestore_dagster.feast_stores.connections import declared_view, environments_clock
 from featurestore_dagster.serving.answer import EPOCH, OnlineFeatures, Status, instant
 from featurestore_dagster.stores.redis import layout
 from featurestore_dagster.stores.redis.packed import packed_key
 from featurestore_dagster.stores.redis.wire import command
-from featurestore_dagster.stores.redis.writing import ROWS_PER_BATCH, WRITE_UNLESS_OLDER
+from featurestore_dagster.stores.redis.writing import ROWS_PER_BATCH
+
+WRITE_UNLESS_OLDER = """
+local function microseconds(timestamp)
+  local parts, at = {0, 0}, 1
+  while at <= #timestamp do
+    local number, value, scale, byte = math.floor(timestamp:byte(at) / 8), 0, 1
+    repeat
+      at = at + 1
+      byte = timestamp:byte(at)
+      value = value + byte % 128 * scale
+      scale = scale * 128
+    until byte < 128
+    parts[number] = value
+    at = at + 1
+  end
+  if parts[1] < 2 ^ 63 then return parts[1] * 1000000 + parts[2] / 1000 end
+end
+local timestamp = redis.call('HGET', KEYS[1], ARGV[3])
+if timestamp then
+  local packed = redis.call('HGET', KEYS[2], ARGV[1])
+  local known_event, known = nil, -math.huge
+  if packed then known_event, known = struct.unpack('<i8i8', packed) end
+  local event = microseconds(timestamp) or known_event
+  if event ~= known_event then known = -math.huge end
+  local new_event, new_known = struct.unpack('<i8i8', ARGV[2])
+  if event and (new_event < event or new_event == event and new_known < known) then return 0 end
+end
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+redis.call('HSET', KEYS[1], unpack(ARGV, 3))
+return 1
+"""
+"""Keys: Feast's hash, ours. Arguments: our field and its value, the timestamp field and its value, then features. The event time is read
+from Feast's field, because a stock Feast client may have written after us; the known-at then is unknown, and any of ours wins. Times before
+1970 need our field."""
+
 
 MICROSECOND = timedelta(microseconds=1)
 
 WrittenRow = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 """Feast's: keys, values, event time, known-at."""
+
+OurQuestion = tuple[list[str], list[dict[str, Any]]]
+"""References and entity rows, as our client takes them."""
 
 STATUSES = {
     Status.PRESENT: FieldStatus.PRESENT,
@@ -58,6 +97,11 @@ class Part(NamedTuple):
 def stored_name(config: RepoConfig, table: FeastView) -> str:
     """The view's name in Redis: with its version where the registry keeps versions online."""
     return str(compute_versioned_name(table, config.registry.enable_online_feature_view_versioning))
+
+
+def name_in_request(table: FeastView) -> str:
+    """The name that a request gives a view: its alias, or its own."""
+    return str(table.projection.name_to_use())  # type: ignore[no-untyped-call]
 
 
 def redis_key(config: RepoConfig, key: EntityKey) -> bytes:
@@ -111,6 +155,44 @@ def answered_rows(answer: OnlineFeatures, label: str, features: Sequence[str]) -
         served = {name: STATUSES[status] for name, status in statuses.items()}
         found.append(ServedRow(row.state(label).event_timestamp, values, served))
     return found
+
+
+class Question:
+    """What a read of several views asks of Redis and of our client: views of our own with the same entities go together."""
+
+    def __init__(self, config: RepoConfig, parts: list[Part]) -> None:
+        self._parts = parts
+        self._declared = [declared_view(config, part.table) for part in parts]
+        sent = [text for part, view in zip(parts, self._declared, strict=True) if view is None for text in reads(config, part)]
+        self.sent, self.count = b"".join(sent), len(sent)
+        self.ours: list[OurQuestion] = []
+        self._group_of: dict[int, int] = {}
+        for number, (part, view) in enumerate(zip(parts, self._declared, strict=True)):
+            if view is not None:
+                entities = [entity_row(key) for key in part.keys]
+                group = next((place for place, (_, others) in enumerate(self.ours) if others == entities), len(self.ours))
+                if group == len(self.ours):
+                    self.ours.append(([], entities))
+                self.ours[group][0].extend(f"{view.label}:{name}" for name in part.features)
+                self._group_of[number] = group
+
+    def rows(self, answers: list[Any], ours: list[OnlineFeatures]) -> list[list[ServedRow]]:
+        """Rows of each part."""
+        now, position = environments_clock().now(), 0
+        found: list[list[ServedRow]] = []
+        for number, (part, view) in enumerate(zip(self._parts, self._declared, strict=True)):
+            if view is not None:
+                found.append(answered_rows(ours[self._group_of[number]], view.label, part.features))
+            else:
+                own = answers[position : position + len(part.keys)]
+                position += len(part.keys)
+                found.append([stored_row(part, answer, now) for answer in own])
+        return found
+
+
+def entity_row(key: EntityKey) -> dict[str, Any]:
+    """Join key -> value."""
+    return {name: getattr(value, value.WhichOneof("val") or "", None) for name, value in zip(key.join_keys, key.entity_values, strict=True)}
 
 
 def writes(config: RepoConfig, table: FeastView, rows: Sequence[WrittenRow], now: datetime) -> Iterator[tuple[bytes, int]]:

@@ -6,6 +6,7 @@ Feast's own layout, which a stock Feast can read. How bytes look belongs to `onl
 
 import asyncio
 import logging
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -25,32 +26,32 @@ from feast.repo_config import RepoConfig
 from pydantic import Field, field_validator
 
 from featurestore_dagster.errors import MalformedDataError, RefusedError
-from featurestore_dagster.feast_stores.connections import declared_view, redis_settings, refuse_unexpanded, settings_of
+from featurestore_dagster.feast_stores.connections import declared_view, environments_clock, redis_settings, refuse_unexpanded, settings_of
 from featurestore_dagster.feast_stores.online_rows import (
     MICROSECOND,
     Part,
+    Question,
     ServedRow,
     WrittenRow,
-    answered_rows,
     entity_deletions,
+    entity_row,
     is_expired,
     is_known,
     is_of,
-    reads,
+    name_in_request,
     row_deletions,
-    stored_row,
     utc,
     writes,
 )
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.feature_view import FeatureView
-from featurestore_dagster.serving.answer import EPOCH, OnlineFeatures
+from featurestore_dagster.serving.answer import EPOCH
 from featurestore_dagster.serving.async_client import AsyncFeatureStoreClient
 from featurestore_dagster.serving.client import FeatureStoreClient
 from featurestore_dagster.serving.client_base import PROJECT
 from featurestore_dagster.serving.online_sync import sync_view
 from featurestore_dagster.serving.policy import ReadPolicy
-from featurestore_dagster.settings import Settings
+from featurestore_dagster.settings import RedisSettings, Settings
 from featurestore_dagster.stores.postgres import PostgresStore
 from featurestore_dagster.stores.redis import RedisStore
 from featurestore_dagster.stores.redis.store import READ_SECONDS, WRITE_SECONDS
@@ -58,8 +59,7 @@ from featurestore_dagster.stores.redis.wire import AsyncPool, Pool, command, tra
 
 logger = logging.getLogger(__name__)
 
-OurQuestion = tuple[list[str], list[dict[str, Any]]]
-"""References and entity rows, as our client takes them."""
+SHORTEST_SECONDS = 0.001
 
 
 class MissingJoinKeyError(FeastError, MalformedDataError):
@@ -70,12 +70,13 @@ class MissingJoinKeyError(FeastError, MalformedDataError):
         return 422
 
 
+TYPE = "featurestore_dagster.feast_stores.online_store.BitemporalOnlineStore"
+
+
 class BitemporalOnlineStoreConfig(RedisOnlineStoreConfig):
     """Feast's options of the store `redis`; `skip_dedup` has no effect, because the check costs no round trip here."""
 
-    type: Literal["featurestore_dagster.feast_stores.online_store.BitemporalOnlineStore"] = (  # type: ignore[assignment]
-        "featurestore_dagster.feast_stores.online_store.BitemporalOnlineStore"
-    )
+    type: Literal[TYPE] = TYPE  # type: ignore[valid-type]
     deadline_seconds: float = Field(READ_SECONDS, gt=0, le=60)
     """A read answers or fails within this time, whatever Redis does."""
 
@@ -91,7 +92,7 @@ class BitemporalOnlineStore(RedisOnlineStore):
 
     def __init__(self) -> None:
         """Nothing is connected before the first call."""
-        self._pools: tuple[Pool, AsyncPool] | None = None
+        self._connections: _Connections | None = None
         self._client_of_views: FeatureStoreClient | None = None
         self._async_clients: weakref.WeakKeyDictionary[Any, AsyncFeatureStoreClient] = weakref.WeakKeyDictionary()
 
@@ -136,10 +137,10 @@ class BitemporalOnlineStore(RedisOnlineStore):
         if view := declared_view(config, table):
             await asyncio.to_thread(_write_published, settings_of(config), view, data)
         else:
-            _, pool = self._connected(config)
-            with translated(redis_settings(config.online_store), WRITE_SECONDS):
+            redis = self._connected(config)
+            with translated(redis.settings, WRITE_SECONDS):
                 for sent, count in self._writes(config, table, data):
-                    await pool.exchange(sent, count, WRITE_SECONDS)
+                    await redis.async_pool.exchange(sent, count, WRITE_SECONDS)
         if progress:
             progress(len(data))
 
@@ -162,8 +163,8 @@ class BitemporalOnlineStore(RedisOnlineStore):
 
     async def close(self) -> None:
         """Close the connections of the running event loop."""
-        if self._pools:
-            self._pools[1].close()
+        if self._connections:
+            self._connections.async_pool.close()
         if client := self._async_clients.pop(asyncio.get_running_loop(), None):
             await client.close()
 
@@ -209,7 +210,7 @@ class BitemporalOnlineStore(RedisOnlineStore):
         registry: Any,
         project: str,
     ) -> bool:
-        first, now = len(online_features_response.results), Settings().make_clock().now()
+        first, now = len(online_features_response.results), environments_clock().now()
         answered: bool = RedisOnlineStore._try_precomputed_fast_path(  # noqa: SLF001 - Feast's answer, to which the TTL is applied
             blobs,
             expected_feature_names,
@@ -227,7 +228,7 @@ class BitemporalOnlineStore(RedisOnlineStore):
             made = PrecomputedFeatureVector.FromString(blob or b"")
             events = {view.feature_view_name: view.event_timestamp.ToDatetime(UTC) for view in made.fv_timestamps}
             for table, column in zip(tables, columns, strict=True):
-                event = events.get(table.projection.name_to_use())
+                event = events.get(name_in_request(table))
                 for place in places:
                     if is_expired(table, event, now):
                         column.values[place].Clear()
@@ -237,43 +238,44 @@ class BitemporalOnlineStore(RedisOnlineStore):
         return answered
 
     def _read(self, config: RepoConfig, parts: list[Part]) -> list[list[ServedRow]]:
-        question, deadline = _Question(config, parts), config.online_store.deadline_seconds
+        question, deadline = Question(config, parts), config.online_store.deadline_seconds
+        ends = time.monotonic() + deadline
         answers: list[Any] = []
         if question.count:
-            pool, _ = self._connected(config)
-            with translated(redis_settings(config.online_store), deadline):
-                answers = pool.exchange(question.sent, question.count, deadline)
+            redis = self._connected(config)
+            with translated(redis.settings, deadline):
+                answers = redis.pool.exchange(question.sent, question.count, deadline)
         ours = []
         for references, entities in question.ours:
             if self._client_of_views is None:
                 self._client_of_views = FeatureStoreClient(settings_of(config))
-            ours.append(self._client_of_views.get_online_features(references, entities, policy=ReadPolicy(deadline, fail_closed=True)))
+            ours.append(self._client_of_views.get_online_features(references, entities, policy=_policy(ends)))
         return question.rows(answers, ours)
 
     async def _read_async(self, config: RepoConfig, parts: list[Part]) -> list[list[ServedRow]]:
-        question, deadline = _Question(config, parts), config.online_store.deadline_seconds
+        question, deadline = Question(config, parts), config.online_store.deadline_seconds
+        ends = time.monotonic() + deadline
         answers: list[Any] = []
         if question.count:
-            _, pool = self._connected(config)
-            with translated(redis_settings(config.online_store), deadline):
-                answers = await pool.exchange(question.sent, question.count, deadline)
+            redis = self._connected(config)
+            with translated(redis.settings, deadline):
+                answers = await redis.async_pool.exchange(question.sent, question.count, deadline)
         ours, loop = [], asyncio.get_running_loop()
         for references, entities in question.ours:
             if loop not in self._async_clients:
                 self._async_clients[loop] = AsyncFeatureStoreClient(settings_of(config))
-            policy = ReadPolicy(deadline, fail_closed=True)
-            ours.append(await self._async_clients[loop].get_online_features(references, entities, policy=policy))
+            ours.append(await self._async_clients[loop].get_online_features(references, entities, policy=_policy(ends)))
         return question.rows(answers, ours)
 
-    def _connected(self, config: RepoConfig) -> tuple[Pool, AsyncPool]:
-        if self._pools is None:
+    def _connected(self, config: RepoConfig) -> "_Connections":
+        if self._connections is None:
             settings = redis_settings(config.online_store)
-            self._pools = Pool(settings), AsyncPool(settings)
-        return self._pools
+            self._connections = _Connections(settings, Pool(settings), AsyncPool(settings))
+        return self._connections
 
     @staticmethod
     def _writes(config: RepoConfig, table: FeastView, data: list[WrittenRow]) -> Iterator[tuple[bytes, int]]:
-        now = Settings().make_clock().now()
+        now = environments_clock().now()
         known = [row for row in data if is_known(row, now)]
         if len(known) < len(data):
             logger.warning("%s: %d rows dated after %s were not written", table.name, len(data) - len(known), now.isoformat())
@@ -281,11 +283,11 @@ class BitemporalOnlineStore(RedisOnlineStore):
 
     def _exchange(self, config: RepoConfig, batches: Iterable[tuple[bytes, int]]) -> list[Any]:
         """Answers of the last batch."""
-        pool, _ = self._connected(config)
+        redis = self._connected(config)
         answers: list[Any] = []
-        with translated(redis_settings(config.online_store), WRITE_SECONDS):
+        with translated(redis.settings, WRITE_SECONDS):
             for sent, count in batches:
-                answers = pool.exchange(sent, count, WRITE_SECONDS)
+                answers = redis.pool.exchange(sent, count, WRITE_SECONDS)
         return answers
 
     def _keys(self, config: RepoConfig, join_keys: list[str]) -> Iterator[bytes]:
@@ -299,6 +301,14 @@ class BitemporalOnlineStore(RedisOnlineStore):
             seen.update(keys)
             if cursor == b"0":
                 return
+
+
+class _Connections(NamedTuple):
+    """Where Redis is, and connections to it for threads and for event loops."""
+
+    settings: RedisSettings
+    pool: Pool
+    async_pool: AsyncPool
 
 
 class _Asked(NamedTuple):
@@ -335,41 +345,9 @@ class _Asked(NamedTuple):
                         column.statuses[position] = status
 
 
-class _Question:
-    """What a read of several views asks of Redis and of our client: views of our own with the same entities go together."""
-
-    def __init__(self, config: RepoConfig, parts: list[Part]) -> None:
-        self._parts = parts
-        self._declared = [declared_view(config, part.table) for part in parts]
-        sent = [text for part, view in zip(parts, self._declared, strict=True) if view is None for text in reads(config, part)]
-        self.sent, self.count = b"".join(sent), len(sent)
-        self.ours: list[OurQuestion] = []
-        self._group_of: dict[int, int] = {}
-        for number, (part, view) in enumerate(zip(parts, self._declared, strict=True)):
-            if view is not None:
-                entities = [entity_row(key) for key in part.keys]
-                group = next((place for place, (_, others) in enumerate(self.ours) if others == entities), len(self.ours))
-                if group == len(self.ours):
-                    self.ours.append(([], entities))
-                self.ours[group][0].extend(f"{view.label}:{name}" for name in part.features)
-                self._group_of[number] = group
-
-    def rows(self, answers: list[Any], ours: list[OnlineFeatures]) -> list[list[ServedRow]]:
-        """Rows of each part."""
-        now, position, found = Settings().make_clock().now(), 0, []
-        for number, (part, view) in enumerate(zip(self._parts, self._declared, strict=True)):
-            if view is not None:
-                found.append(answered_rows(ours[self._group_of[number]], view.label, part.features))
-            else:
-                own = answers[position : position + len(part.keys)]
-                position += len(part.keys)
-                found.append([stored_row(part, answer, now) for answer in own])
-        return found
-
-
-def entity_row(key: EntityKey) -> dict[str, Any]:
-    """Join key -> value."""
-    return {name: getattr(value, value.WhichOneof("val") or "", None) for name, value in zip(key.join_keys, key.entity_values, strict=True)}
+def _policy(ends: float) -> ReadPolicy:
+    """What is left until an instant of `time.monotonic`; a view that no store answers for is an error."""
+    return ReadPolicy(max(ends - time.monotonic(), SHORTEST_SECONDS), fail_closed=True)
 
 
 def _write_published(settings: Settings, view: FeatureView, data: list[WrittenRow]) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 import polars as pl
 
@@ -15,6 +15,9 @@ from featurestore_dagster.serving.policy import DEFAULT_POLICY, ReadPolicy
 from featurestore_dagster.serving.requests import online_request
 from featurestore_dagster.serving.slo_state import StreamState
 from featurestore_dagster.serving.vector import FeatureVector, VectorMode
+
+if TYPE_CHECKING:
+    from featurestore_dagster.serving.point_in_time import Entities, HistoryOptions
 
 
 class AsyncFeatureStoreClient(ClientBase):
@@ -89,9 +92,11 @@ class AsyncFeatureStoreClient(ClientBase):
         answer = await self.get_online_features(service, [entity], as_of_timestamp, policy)
         return self._vector(service, answer, fitted, allow_null=allow_null)
 
-    async def get_historical_features(self, entities: Any, features: str | Sequence[str], **options: Any) -> pl.DataFrame:
-        """See `PointInTimeReader.get_historical_features`."""
-        return await asyncio.to_thread(self._history.get_historical_features, entities, features, **options)
+    async def get_historical_features(
+        self, entities: "Entities", features: str | Sequence[str], **options: "Unpack[HistoryOptions]"
+    ) -> pl.DataFrame:
+        """See `FeatureStoreClient.get_historical_features`."""
+        return await asyncio.to_thread(self.history.get_historical_features, entities, features, **options)
 
     async def get_feature_freshness(self, view: str | None = None) -> list[StreamState]:
         """See `FeatureStoreClient.get_feature_freshness`."""

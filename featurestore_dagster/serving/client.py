@@ -6,7 +6,7 @@ For an event loop there is `async_client`; what both share is in `client_base`.
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 import polars as pl
 
@@ -18,6 +18,9 @@ from featurestore_dagster.serving.policy import DEFAULT_POLICY, ReadPolicy
 from featurestore_dagster.serving.requests import online_request
 from featurestore_dagster.serving.slo_state import StreamState
 from featurestore_dagster.serving.vector import FeatureVector, VectorMode, fit_statistics, refuse_unnormalised
+
+if TYPE_CHECKING:
+    from featurestore_dagster.serving.point_in_time import Entities, HistoryOptions
 
 
 class FeatureStoreClient(ClientBase):
@@ -154,9 +157,11 @@ class FeatureStoreClient(ClientBase):
         target.write_text(text)
         return target
 
-    def get_historical_features(self, entities: Any, features: str | Sequence[str], **options: Any) -> pl.DataFrame:
-        """Point-in-time join; see `PointInTimeReader.get_historical_features`."""
-        return self._history.get_historical_features(entities, features, **options)
+    def get_historical_features(
+        self, entities: "Entities", features: str | Sequence[str], **options: "Unpack[HistoryOptions]"
+    ) -> pl.DataFrame:
+        """Point-in-time join; see `PointInTimeReader.get_historical_features`. The other outputs are methods of `history`."""
+        return self.history.get_historical_features(entities, features, **options)
 
     def get_feature_freshness(self, view: str | None = None) -> list[StreamState]:
         """SLO state of every stream, or of the streams of one view.

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -15,7 +17,6 @@ from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.time import Clock
 from featurestore_dagster.serving.answer import OnlineFeatures
 from featurestore_dagster.serving.ladder import Ladder
-from featurestore_dagster.serving.point_in_time import PointInTimeReader
 from featurestore_dagster.serving.policy import AS_OF_DEADLINE_SECONDS, ReadPolicy
 from featurestore_dagster.serving.postgres_tier import PostgresTier
 from featurestore_dagster.serving.raw_tier import RawTier
@@ -24,10 +25,12 @@ from featurestore_dagster.serving.retrieval_statistics import RetrievalRecorder,
 from featurestore_dagster.serving.slo_state import StreamState, all_states
 from featurestore_dagster.serving.vector import FeatureVector, Statistics, VectorMode, feature_vector, load_statistics
 from featurestore_dagster.settings import Settings
-from featurestore_dagster.stores.columnar_cache import ColumnarCache
 from featurestore_dagster.stores.embedded import running_settings
 from featurestore_dagster.stores.postgres import PostgresStore
 from featurestore_dagster.stores.redis import RedisStore
+
+if TYPE_CHECKING:
+    from featurestore_dagster.serving.point_in_time import PointInTimeReader
 
 PROJECT = "featurestore"
 """Feast's project name: part of every online key."""
@@ -84,10 +87,17 @@ class ClientBase:
         self._postgres_tier = PostgresTier(connected.postgres, self.catalogue)
         self._ladder = Ladder([RedisTier(self._redis), self._postgres_tier, RawTier(self._store, self.catalogue, self.clock)], self.clock)
         self._as_of = Ladder([self._postgres_tier], self.clock)
-        cache = ColumnarCache(settings.data_folder / "cache", settings.history_cache_mebibytes * 2**20)
-        self._history = PointInTimeReader(self._store, self.catalogue, cache)
+        self._cache_folder, self._cache_bytes = settings.data_folder / "cache", settings.history_cache_mebibytes * 2**20
         self._recorder = RetrievalRecorder()
         self._is_warm = False
+
+    @cached_property
+    def history(self) -> "PointInTimeReader":
+        """The historical engine; it is imported when it is first asked for."""
+        from featurestore_dagster.serving.point_in_time import PointInTimeReader
+        from featurestore_dagster.stores.columnar_cache import ColumnarCache
+
+        return PointInTimeReader(self._store, self.catalogue, ColumnarCache(self._cache_folder, self._cache_bytes))
 
     @property
     def degraded(self) -> tuple[str, ...]:

@@ -6,15 +6,16 @@ import polars as pl
 
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView
+from featurestore_dagster.projections.relation import stream_relation
 from featurestore_dagster.serving.delisting import delisted
-from featurestore_dagster.stores.postgres import PostgresStore
+from featurestore_dagster.stores.postgres import Ledger, PostgresStore
 from featurestore_dagster.stores.redis import OnlineWrite, RedisStore
 
 
 def sync_view(
     view: FeatureView, store: PostgresStore, online: RedisStore, now: datetime, catalogue: Catalogue | None = None
 ) -> OnlineWrite:
-    """Apply one view's changes; with a catalogue, symbols whose listing has ended leave Redis and do not come back.
+    """Apply one view's changes; with a catalogue, symbols whose listing has ended leave Redis and do not come back, and epochs advance.
 
     Redis lost, flushed or restored from an old snapshot remembers no publication or an older one, so the same call heals it.
     So does a Redis with rows of another version of the view: it remembers no publication of this one.
@@ -31,4 +32,20 @@ def sync_view(
     ended = delisted(catalogue, view, now) if catalogue is not None else ()
     gone = pl.DataFrame(sorted(ended), schema=dict.fromkeys(view.join_keys, pl.String), orient="row")
     rows = changes.rows.join(gone, on=list(view.join_keys), how="anti")
-    return online.write(view, rows, changes.last_publication_id, retracted=pl.concat([changes.retracted, gone]).unique(), now=now)
+    written = online.write(view, rows, changes.last_publication_id, retracted=pl.concat([changes.retracted, gone]).unique(), now=now)
+    if catalogue is not None:
+        _advance_epochs(view, Ledger(store.settings), online, catalogue)
+    return written
+
+
+def _advance_epochs(view: FeatureView, ledger: Ledger, online: RedisStore, catalogue: Catalogue) -> None:
+    """A stream's epoch is the newest bar up to which every online view of the stream is in Redis: the view synced last advances it."""
+    for stream in view.streams:
+        newest = [
+            ledger.newest_event(stream_relation(other, part).name, online.publication_id(other) or 0)
+            for other in catalogue.views
+            for part in other.streams
+            if other.online and part.name == stream.name
+        ]
+        if written := [event for event in newest if event is not None]:  # a view that never had a row holds up no other
+            online.advance_epoch(stream.name, min(written))

@@ -55,7 +55,8 @@ class RedisTier:
             unfit |= found.incoherent()
         answered = []
         for position, ((view, _), publication_id) in enumerate(zip(question.views, found.publication_ids, strict=True)):
-            known = publication_id is not None and publication_id >= newest.get(view.label, 0)
+            # Number 0 is no publication: Redis is being filled.
+            known = bool(publication_id) and publication_id >= newest.get(view.label, 0)  # type: ignore[operator]
             if publication_id is not None and known:
                 newest[view.label] = publication_id
             answered.append(view.online and known and position not in unfit)

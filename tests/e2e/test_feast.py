@@ -1,4 +1,4 @@
-"""Stock Feast on our registry and stores: its command line, and its SDK reading what was published."""
+"""An unmodified Feast on our registry and stores: its command line, and its SDK reading what was published."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ print("ANSWER" + json.dumps({"online": online, "history": history.drop(columns="
 """
 
 
-def test_stock_feast_reads_what_was_published(installation):
+def test_an_unmodified_feast_reads_what_was_published(installation):
     for arguments, says in (
         (["apply"], "momentum_features"),
         (["plan"], ""),
@@ -42,9 +42,10 @@ def test_stock_feast_reads_what_was_published(installation):
         "get", "momentum_features:rsi_14", "momentum_features:macd", "--symbol", "IXIC", "--as-of", "2018-12-28T22:00:00Z"
     )
     with EmbeddedServices(Settings(data_folder=installation.folder)) as settings:
-        refill(settings.model_copy(update={"clock": installation.variables["FEATURESTORE_CLOCK"]}))
+        replay = settings.model_copy(update={"clock": installation.variables["FEATURESTORE_CLOCK"]})
+        refill(replay)
         command = [sys.executable, "-c", SDK, str(REPOSITORY / "feature_repo")]
-        done = subprocess.run(command, env=settings.child_environment(), capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run(command, env=replay.child_environment(), capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.partition("ANSWER")[2])
     ours = {name.partition(":")[2]: value["value"] for name, value in published["rows"][0]["features"].items()}

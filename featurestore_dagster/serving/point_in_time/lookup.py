@@ -140,7 +140,7 @@ def _looked_up(lookup: Lookup, rows: Rows, snapshot: Snapshot) -> Iterator[Answe
             as_instants(rows.knowledge[part]).alias("knowledge"),
         )
         columns = [name for name in lookup.columns if name not in lookup.view.join_keys]
-        # Neighbours in the index are looked up one after another: half the server's time.
+        # Neighbours in the index are looked up one after another.
         versions = snapshot.visible(lookup.view, columns, asked.sort(*lookup.view.join_keys, "instant"))
         found = np.full(instants.size, -1, np.int64)
         found[versions["row"].to_numpy()] = np.arange(versions.height)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypedDict
 
 import polars as pl
 
@@ -39,6 +39,15 @@ class Label:
 
     reference: str
     horizon: timedelta
+
+
+class HistoryOptions(TypedDict, total=False):
+    """Keyword arguments of `PointInTimeReader.get_historical_features`, which says what they mean."""
+
+    as_of: str | Mapping[str, str] | None
+    labels: Mapping[str, Label] | None
+    details: Sequence[Detail]
+    streamed: bool | None
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,13 @@ class Ledger:
         found = asked.join_asof(newest, left_on="end", right_on="first_written", check_sortedness=False)
         return found["publication_id"].fill_null(0).to_list()
 
+    def newest_event(self, relation: str, up_to: int) -> datetime | None:
+        """Greatest event time that publications of a relation up to this number wrote; None when they wrote no row."""
+        with connect(self.settings) as connection:
+            query = "select max(max_event_timestamp) from ops.publications where relation = %s and publication_id <= %s"
+            found = connection.execute(query, [relation, up_to]).fetchone()
+        return found[0] if found else None
+
     def written_by(self, run_id: str) -> dict[str, int]:
         """What a run wrote: rows_published, rows_quarantined, partitions_published."""
         with connect(self.settings) as connection, connection.cursor(row_factory=dict_row) as cursor:

@@ -4,11 +4,14 @@ What must be applied is the ledger's to say (`PostgresStore.online_changes`), an
 `serving.online`; neither belongs here. The bytes are made in `reading` and `writing`.
 """
 
+import contextlib
 import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any, cast
 
 import polars as pl
@@ -24,6 +27,7 @@ from featurestore_dagster.stores.redis.wire import AsyncPool, Connection, Pool, 
 READ_SECONDS = 1.0
 WRITE_SECONDS = 30.0
 ATTEMPTS = 100
+WRITING_CONNECTIONS = 2
 """A batch of a bulk write may wait for a snapshot or a slow disk; nobody waits for it at a screen."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -152,16 +156,17 @@ class RedisStore:
         visible = rows.filter(~future)
         token = uuid.uuid4().hex
         publication, writer = publication_key(self.project, view), self._writer_key(view)
-        with translated(self._settings, WRITE_SECONDS):
-            connection = Connection(self._settings, time.monotonic() + WRITE_SECONDS)
-            try:
-                connection.exchange(command("SET", writer, token), 1, time.monotonic() + WRITE_SECONDS)
-                written = sum(self._written(connection, batch) for batch in self._upserts(view, visible))
-                gone = [] if retracted is None else list(_stream(connection, writing.deletions(self.project, view, retracted), 2))
-                remembered = command("EVAL", writing.REMEMBER_UNLESS_DISTURBED, 2, writer, publication, token, publication_id)
-                (undisturbed,) = connection.exchange(remembered, 1, time.monotonic() + WRITE_SECONDS)
-            finally:
-                connection.close()
+        with translated(self._settings, WRITE_SECONDS), ExitStack() as closing:
+            connections = [
+                closing.enter_context(contextlib.closing(Connection(self._settings, _soon())))
+                for _ in range(min(WRITING_CONNECTIONS, 1 + visible.height // writing.ROWS_PER_BATCH))
+            ]
+            first = connections[0]
+            first.exchange(command("SET", writer, token), 1, _soon())
+            written = self._write_batches(connections, self._upserts(view, visible))
+            gone = [] if retracted is None else list(_stream(first, writing.deletions(self.project, view, retracted), 2))
+            remembered = command("EVAL", writing.REMEMBER_UNLESS_DISTURBED, 2, writer, publication, token, publication_id)
+            (undisturbed,) = first.exchange(remembered, 1, _soon())
         if not undisturbed:
             raise StoreUnavailableError(
                 f"Redis at {self._settings.host}:{self._settings.port} was flushed, or another writer wrote {view.name}, during this "
@@ -212,12 +217,31 @@ class RedisStore:
     def _upserts(self, view: FeatureView, rows: pl.DataFrame) -> Iterator[writing.Batch]:
         return writing.upserts(self.project, view, writing.newest_of_each(view, rows))
 
-    def _written(self, connection: Connection, batch: writing.Batch) -> int:
-        """How many rows of the batch replaced what Redis held."""
+    def _write_batches(self, connections: Sequence[Connection], batches: Iterator[writing.Batch]) -> int:
+        """How many rows replaced what Redis held. The server works on one connection's batch while another's is being decided."""
+        written = 0
+        group = list(islice(batches, len(connections)))
+        while group:
+            pairs = list(zip(connections, group, strict=False))
+            for connection, batch in pairs:
+                connection.send(batch.probe, _soon())
+            sent = []
+            for connection, batch in pairs:
+                newer = batch.newer(connection.receive(_soon(), batch.probed))
+                transaction, count = batch.transaction(newer)
+                connection.send(transaction, _soon())
+                sent.append((connection, batch, len(newer), count))
+            group = list(islice(batches, len(connections)))  # laid out while the server works
+            for connection, batch, rows, count in sent:
+                done = connection.receive(_soon(), count)[-1] is not None
+                written += rows if done else self._write_again(connection, batch)
+        return written
+
+    def _write_again(self, connection: Connection, batch: writing.Batch) -> int:
+        """As `_write_batches` for one batch whose entities another writer changed in between."""
         for _ in range(ATTEMPTS):
-            newer = batch.newer(connection.exchange(batch.probe, batch.probed, time.monotonic() + WRITE_SECONDS))
-            sent, count = batch.transaction(newer)
-            if connection.exchange(sent, count, time.monotonic() + WRITE_SECONDS)[-1] is not None:
+            newer = batch.newer(connection.exchange(batch.probe, batch.probed, _soon()))
+            if connection.exchange(*batch.transaction(newer), _soon())[-1] is not None:
                 return len(newer)
         raise StoreUnavailableError(
             f"other writers changed the same entities of Redis at {self._settings.host}:{self._settings.port} {ATTEMPTS} times in a row; "
@@ -237,17 +261,21 @@ def _stream(connection: Connection, batches: Iterable[list[bytes]], answers_each
     """Integer answers of commands sent batch by batch; the server works on one while the next is encoded."""
     awaited = 0
     for batch in batches:
-        connection.send(b"".join(batch), time.monotonic() + WRITE_SECONDS)
+        connection.send(b"".join(batch), _soon())
         sent = len(batch) * answers_each
         awaited += sent
         while awaited > sent:
-            found = connection.receive(time.monotonic() + WRITE_SECONDS)
+            found = connection.receive(_soon())
             awaited -= len(found)
             yield from found
     while awaited:
-        found = connection.receive(time.monotonic() + WRITE_SECONDS)
+        found = connection.receive(_soon())
         awaited -= len(found)
         yield from found
+
+
+def _soon() -> float:
+    return time.monotonic() + WRITE_SECONDS
 
 
 def _glob(text: str) -> bytes:

@@ -1,7 +1,7 @@
 """Rows of a view as commands that write them, and what decides which row stays. Sans-io.
 
 Our own rows come in thousands: what Redis holds is read for a batch of them, and the newer ones are written in a transaction that fails
-when any of these entities was written meanwhile. Single rows of others are decided by a script on the server, at four times its time.
+when any of these entities was written meanwhile: a script for each row would cost the server several times as much.
 """
 
 import math
@@ -23,40 +23,6 @@ ROWS_PER_BATCH = 100
 
 ROWS_PER_ENCODING = 10_000
 """Laid out at once: a call of Polars or NumPy costs as much as some hundred rows."""
-
-WRITE_UNLESS_OLDER = """
-local function microseconds(timestamp)
-  local parts, at = {0, 0}, 1
-  while at <= #timestamp do
-    local number, value, scale, byte = math.floor(timestamp:byte(at) / 8), 0, 1
-    repeat
-      at = at + 1
-      byte = timestamp:byte(at)
-      value = value + byte % 128 * scale
-      scale = scale * 128
-    until byte < 128
-    parts[number] = value
-    at = at + 1
-  end
-  if parts[1] < 2 ^ 63 then return parts[1] * 1000000 + parts[2] / 1000 end
-end
-local timestamp = redis.call('HGET', KEYS[1], ARGV[3])
-if timestamp then
-  local packed = redis.call('HGET', KEYS[2], ARGV[1])
-  local known_event, known = nil, -math.huge
-  if packed then known_event, known = struct.unpack('<i8i8', packed) end
-  local event = microseconds(timestamp) or known_event
-  if event ~= known_event then known = -math.huge end
-  local new_event, new_known = struct.unpack('<i8i8', ARGV[2])
-  if event and (new_event < event or new_event == event and new_known < known) then return 0 end
-end
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
-redis.call('HSET', KEYS[1], unpack(ARGV, 3))
-return 1
-"""
-"""Keys: Feast's hash, ours. Arguments: our field and its value, the timestamp field and its value, then features. The event time is read
-from Feast's field, because a stock Feast client may have written after us; the known-at then is unknown, and any of ours wins. Times before
-1970 need our field."""
 
 REMEMBER_UNLESS_DISTURBED = """
 local undisturbed = redis.call('GET', KEYS[1]) == ARGV[1]

@@ -193,6 +193,16 @@ def scenario(side: Side) -> None:
     seen["push"] = asyncio.run(pushes())
     seen["T20"] = refused(lambda: shown(side.store.get_online_features(["pairs:value"], [{"left_code": "A"}])))
 
+    quick = next(one for one in VIEWS if one.name == "quick")
+    service = FeatureService(
+        name="two_drivers",
+        features=[quick[["value"]].with_name("self"), quick[["value"]].with_name("partner").with_join_key_map({"driver_id": "partner_id"})],
+    )
+    side.store.apply([service])
+    both = {"driver_id": 5, "partner_id": 6}
+    answer = side.store.get_online_features(service, [both], full_feature_names=True)
+    history = side.store.get_historical_features(pd.DataFrame([both | {"event_timestamp": NOW}]), service, full_feature_names=True)
+    seen["aliases"] = {"online": shown(answer), "history": plain(history.to_df())}
     seen["T4 precomputed"] = precomputed(side)
     side.connection.execute("delete from quick where driver_id = 2")
     side.materialize("quick")

@@ -192,6 +192,12 @@ def test_values_of_every_type_and_wide_integer_keys_pass_both_stores(seen: dict[
     assert seen["ours"]["typed_online"]["trips"][1] == [None, "NULL_VALUE"]
 
 
+def test_a_view_may_be_asked_for_twice_with_different_keys(seen: dict[str, Any]) -> None:
+    assert seen["ours"]["aliases"]["online"] == {"self__value": [[5.0, "PRESENT"]], "partner__value": [[6.0, "PRESENT"]]}
+    (row,) = seen["ours"]["aliases"]["history"]
+    assert (row["self__value"], row["partner__value"]) == (None, 6.0)
+
+
 def test_entity_rows_may_be_sql(seen: dict[str, Any]) -> None:
     assert values(seen["ours"]["from_sql"]) == values(seen["stock"]["from_sql"]) == [1.0]
 

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import redis
+import yaml
 
 from featurestore_dagster.features.sources import SOURCES
 from featurestore_dagster.settings import Settings
@@ -69,6 +70,12 @@ def test_reads_writes_and_fallback_of_the_sdk(published: Settings, applied: dict
     assert seen["pushed"].startswith("RefusedError")
     assert seen["redis dead"] == expected
     assert seen["delisted"] == {FIRST: [[None, "NOT_FOUND"]] * 2}
+
+
+def test_t14_the_registry_is_one_that_serves_while_a_view_is_materialized() -> None:
+    configuration = yaml.safe_load((REPOSITORY / "feature_store.yaml").read_text())
+    assert configuration["registry"]["registry_type"] == "sql"
+    assert configuration["registry"]["serve_features_while_materializing"] is True
 
 
 @pytest.fixture

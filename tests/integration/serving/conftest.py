@@ -56,7 +56,6 @@ class Served:
         online = RedisStore(self.settings.redis, PROJECT)
         for view in VIEWS:
             sync_view(view, self.store, online, NOW, self.catalogue)
-        online.advance_epoch(VIEWS[0].streams[0].name, close_of(DAYS[-1]))
         online.close()
 
     def redis(self) -> "redis.Redis":
