@@ -22,7 +22,7 @@ ONLY_IN = {
     "httpx": ("sources/http.py",),
     "pandas": (),
     "pandera": ("projections/pandera_schema.py",),
-    "psycopg": ("feast_stores/history.py", "feast_stores/offline_store.py", "stores/", "supervisor/probes.py", "orchestration/assets/dbt.py"),
+    "psycopg": ("feast_stores/", "stores/", "supervisor/probes.py", "orchestration/assets/dbt.py"),
     "psycopg2": (),
     "redis": ("supervisor/probes.py",),
     "typer": ("cli/",),
