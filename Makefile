@@ -38,8 +38,8 @@ down: install ## Stop what `make up` started
 status: install ## What runs, and the SLO state of each view
 	@$(FEATURESTORE) status
 
-bench: install ## Measure, and print a table
-	@$(BIN)/python -m benchmarks.path
+bench: install ## Measure everything, side by side with Feast, and write docs/benchmarks.md
+	@$(BIN)/python -m benchmarks
 
 generate: install ## Write the files that are derived from the declarations
 	@$(FEATURESTORE) generate
