@@ -1,6 +1,6 @@
 """`python -m benchmarks`: every benchmark, one after the other, and `docs/benchmarks.md` with what they found.
 
-What each measures, and how, is in its own module. `python -m benchmarks online http` runs these two and leaves the rest of the page as it is.
+What each measures, and how, is in its own module. `python -m benchmarks online http` runs these two and leaves the rest of the page.
 """
 
 import argparse
@@ -17,8 +17,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BENCHMARKS = ("online", "http", "point_in_time", "indicators", "events", "path")
 HEAD = """# Benchmarks
 
-What the commands printed when this page was last written; it is written by `make bench`. Machines are noisy: compare ratios, and look at the load
-average. Every command has `--help`.
+What the commands printed when this page was last written; it is written by `make bench`. Machines are noisy: compare ratios, and look at the
+load average. Every command has `--help`.
 """
 
 
