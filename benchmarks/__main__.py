@@ -17,7 +17,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BENCHMARKS = ("online", "http", "point_in_time", "indicators", "events", "path")
 HEAD = """# Benchmarks
 
-What the commands printed when this page was last written; it is written by `make bench`. Machines are noisy: compare ratios, and look at the
+What the commands printed when `make bench` last wrote this page. Machines are noisy: compare ratios, and look at the
 load average. Every command has `--help`.
 """
 
