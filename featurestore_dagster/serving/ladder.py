@@ -62,13 +62,8 @@ class Tier(Protocol):
     def name(self) -> str:
         """What the answer calls it."""
 
-    @property
-    def share(self) -> float:
-        """Part of the time left that it may take, 0 to 1."""
-
-    @property
-    def longest_seconds(self) -> float:
-        """The most time that it may take, however patient the caller is: a later tier needs some too."""
+    def allowance(self, left_seconds: float) -> float:
+        """How much of the time left it may take, so that a later tier has what it needs."""
 
     def read(self, question: Question) -> TierRead:
         """Newest rows that were visible; of coherent views only when they are of one bar."""
@@ -253,7 +248,7 @@ class Ladder:
                 refusals.append(f"{tier.name}: not asked, it did not answer just before")
                 continue
             try:
-                seconds = min(left * tier.share, tier.longest_seconds)
+                seconds = tier.allowance(left)
                 asked = [plan.views[index] for index in pending]
                 found = yield tier, Question(asked, entities, now, seconds, policy.coherent)
             except StoreUnavailableError as error:

@@ -17,18 +17,23 @@ from featurestore_dagster.settings import PostgresSettings
 from featurestore_dagster.stores.postgres.newest_rows import NewestRows, Query, Records, query
 from featurestore_dagster.stores.redis import StoredRow
 
+RAW_SECONDS = 0.5
+"""In less, nothing is computed from raw data."""
+
 
 class PostgresTier:
     """Newest published rows, all views in one round trip."""
 
     name = "postgres"
-    share = 0.8
-    longest_seconds = 5.0
 
     def __init__(self, settings: PostgresSettings, catalogue: Catalogue) -> None:
         """No connection is made before the first read."""
         self._rows = NewestRows(settings)
         self._delisting = Delisting(catalogue)
+
+    def allowance(self, left_seconds: float) -> float:
+        """All, unless a computation from raw data could still be done in the rest."""
+        return left_seconds if left_seconds < RAW_SECONDS else min(left_seconds * 0.8, 5.0)
 
     def close(self) -> None:
         """Close the blocking reads' connections; the next read opens new ones."""

@@ -33,8 +33,6 @@ class RawTier:
     """Rows computed now, flagged FALLBACK_SOURCE; one computation at a time."""
 
     name = "raw"
-    share = 1.0
-    longest_seconds = float("inf")
 
     def __init__(self, store: PostgresStore, catalogue: Catalogue, clock: Clock) -> None:
         """Nothing is read before the first call."""
@@ -43,6 +41,10 @@ class RawTier:
         self._clock = clock
         self._delisting = Delisting(catalogue)
         self._busy = threading.Lock()
+
+    def allowance(self, left_seconds: float) -> float:
+        """All: it is the last."""
+        return left_seconds
 
     def read(self, question: Question) -> TierRead:
         """See `ladder.Tier`."""
