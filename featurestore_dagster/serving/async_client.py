@@ -72,7 +72,6 @@ class AsyncFeatureStoreClient(ClientBase):
         with self._recorded() as answers:
             request = online_request(self.catalogue, features, entity_rows, entity_ids, historical=as_of_timestamp is not None)
             ladder, policy = self._route(as_of_timestamp, policy)
-            await ladder.prepare_async(request.plan, FIRST_CONNECT_SECONDS)
             answers.append(await ladder.read_async(request.plan, request.entities, policy, as_of_timestamp))
         return answers[0]
 

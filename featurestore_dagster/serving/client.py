@@ -87,7 +87,6 @@ class FeatureStoreClient(ClientBase):
         with self._recorded() as answers:
             request = online_request(self.catalogue, features, entity_rows, entity_ids, historical=as_of_timestamp is not None)
             ladder, policy = self._route(as_of_timestamp, policy)
-            ladder.prepare(request.plan, FIRST_CONNECT_SECONDS)
             answers.append(ladder.read(request.plan, request.entities, policy, as_of_timestamp))
         return answers[0]
 

@@ -4,20 +4,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
-from featurestore_dagster.errors import FeatureStoreError, MalformedDataError
+from featurestore_dagster.errors import FeatureStoreError, MalformedDataError, RefusedError
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.time import Clock
 from featurestore_dagster.serving.answer import OnlineFeatures
 from featurestore_dagster.serving.ladder import Ladder
-from featurestore_dagster.serving.policy import AS_OF_DEADLINE_SECONDS, ReadPolicy
+from featurestore_dagster.serving.policy import AS_OF_DEADLINE_SECONDS, DEFAULT_POLICY, ReadPolicy
 from featurestore_dagster.serving.postgres_tier import PostgresTier
 from featurestore_dagster.serving.raw_tier import RawTier
 from featurestore_dagster.serving.redis_tier import RedisTier
@@ -36,6 +36,8 @@ PROJECT = "featurestore"
 """Feast's project name: part of every online key."""
 
 DEFAULT_STATISTICS_RANGE = timedelta(days=365)
+LONGEST_STATISTICS_RANGE = timedelta(days=10 * 366)
+BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)
 
 FIRST_CONNECT_SECONDS = 1.0
 """For each store, before the first read of a client that was not warmed up."""
@@ -145,8 +147,14 @@ class ClientBase:
 
     def _feature_statistics(self, view: str, start: datetime | None, end: datetime | None) -> pl.DataFrame:
         declared = self.catalogue.view(view)
-        end = end or self.clock.now()
-        rows = self._store.read_features(declared, start or end - DEFAULT_STATISTICS_RANGE, end)
+        end = min(end or self.clock.now(), self.clock.now())
+        start = start or end - min(DEFAULT_STATISTICS_RANGE, end - BEGINNING)
+        if not BEGINNING <= start < end <= start + LONGEST_STATISTICS_RANGE:
+            raise RefusedError(
+                f"statistics from {start.isoformat()} to {end.isoformat()}; allowed: instants since {BEGINNING.year}, the first before the "
+                f"second, at most {LONGEST_STATISTICS_RANGE.days} days apart"
+            )
+        rows = self._store.read_features(declared, start, end)
         columns = {name: pl.col(name) for name in declared.feature_names}
         measures = {
             "rows": {name: pl.len() for name in columns},
@@ -177,8 +185,7 @@ class ClientBase:
             return self._ladder, policy
         if as_of.tzinfo is None:
             raise MalformedDataError(f"as_of_timestamp {as_of.isoformat()} has no time zone; give a timezone-aware instant")
-        deadline_seconds = max(policy.deadline_seconds, AS_OF_DEADLINE_SECONDS)
-        return self._as_of, replace(policy, deadline_seconds=deadline_seconds)
+        return self._as_of, replace(policy, deadline_seconds=AS_OF_DEADLINE_SECONDS) if policy is DEFAULT_POLICY else policy
 
     def _fitted(self, service: str, mode: VectorMode, statistics: Path | None) -> Statistics | None:
         if mode is not VectorMode.NORMALISED:

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from featurestore_dagster.errors import FeatureStoreError, InsufficientCoverageError, NoTierAnsweredError, StoreUnavailableError
+from featurestore_dagster.errors import (
+    ConfigurationError,
+    FeatureStoreError,
+    InsufficientCoverageError,
+    NoTierAnsweredError,
+    StoreUnavailableError,
+    TransientError,
+)
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.model.time import Clock
 from featurestore_dagster.serving.answer import OnlineFeatures
@@ -25,7 +32,8 @@ from featurestore_dagster.stores.redis import StoredRow
 FAILURES_TO_OPEN = 3
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 5.0
-REMEMBERED_PLANS = 1000
+FAIR_SECONDS = 0.004
+"""A store that was given less is not blamed for its silence."""
 
 Rows = list[list[StoredRow | None]]
 
@@ -71,12 +79,6 @@ class Tier(Protocol):
     async def read_async(self, question: Question) -> TierRead:
         """As `read`."""
 
-    def prepare(self, views: Sequence[FeatureView], deadline_seconds: float) -> None:
-        """Do what makes the first read of these views slower than the next."""
-
-    async def prepare_async(self, views: Sequence[FeatureView], deadline_seconds: float) -> None:
-        """As `prepare`."""
-
     def warm_up(self, timeout_seconds: float) -> bool:
         """Connect, so that the next read need not; whether the store answered in time."""
 
@@ -105,10 +107,9 @@ class Breaker:
         """Whether the store may be asked; after a pause only one caller is told so."""
         if self._failures < FAILURES_TO_OPEN:
             return True
-        now = time.monotonic()
-        if now < self._opens_at:
+        if time.monotonic() < self._opens_at:
             return False
-        self._opens_at = now + self._pause_seconds
+        self._pause()
         return True
 
     def succeeded(self) -> None:
@@ -116,28 +117,46 @@ class Breaker:
         self._failures, self._pause_seconds = 0, FIRST_PAUSE_SECONDS
 
     def failed(self) -> None:
-        """The store did not answer."""
+        """The store did not answer. What fails while the breaker is open was asked before, or is the trial: it is accounted for."""
         self._failures += 1
-        if self._failures >= FAILURES_TO_OPEN:
-            self._opens_at = time.monotonic() + self._pause_seconds
-            self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+        if self._failures == FAILURES_TO_OPEN:
+            self._pause()
+
+    def _pause(self) -> None:
+        self._opens_at = time.monotonic() + self._pause_seconds
+        self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
 
 
-def incoherent(rows: Rows) -> set[int]:
-    """Positions of views whose rows are, for some entity, of another bar than those of another view of the same stream."""
-    found: set[int] = set()
-    for row in rows:
-        by_stream: dict[str | None, dict[int, int]] = {}
+def incoherent(rows: Rows) -> list[tuple[int, list[int]]]:
+    """Entity, and positions of views of one stream, whose rows are of different bars."""
+    found: list[tuple[int, list[int]]] = []
+    for number, row in enumerate(rows):
+        by_stream: dict[str | None, list[int]] = {}
         for position, stored in enumerate(row):
             if stored is not None:
-                by_stream.setdefault(stored.stream, {})[position] = stored.event_microseconds
-        found.update(*(events for events in by_stream.values() if len(set(events.values())) > 1))
+                by_stream.setdefault(stored.stream, []).append(position)
+        bars = {stream: {stored.event_microseconds for at in positions if (stored := row[at])} for stream, positions in by_stream.items()}
+        found.extend((number, positions) for stream, positions in by_stream.items() if len(bars[stream]) > 1)
     return found
+
+
+def together(views: Sequence[ViewRequest], answered: Sequence[bool]) -> tuple[bool, ...]:
+    """`answered` less the views that share a stream, at any remove, with one that is not: bars of two tiers must not be mixed."""
+    left = list(answered)
+    streams = [{stream.name for stream in view.streams} for view, _ in views]
+    unanswered = set[str]().union(*(names for names, is_answered in zip(streams, left, strict=True) if not is_answered))
+    while touched := [place for place, names in enumerate(streams) if left[place] and names & unanswered]:
+        for place in touched:
+            left[place] = False
+            unanswered |= streams[place]
+    return tuple(left)
 
 
 def told(question: Question, rows: Rows, unknown: AbstractSet[int] = frozenset()) -> TierRead:
     """The rows, less those of views that the tier knows nothing of, and of views that must be coherent and are not."""
-    unfit = unknown | incoherent(rows) if question.coherent else unknown
+    unfit = set(unknown)
+    if question.coherent:
+        unfit.update(position for _, positions in incoherent(rows) for position in positions)
     return TierRead(rows, tuple(position not in unfit for position in range(len(question.views))))
 
 
@@ -148,7 +167,6 @@ class Ladder:
     tiers: Sequence[Tier]
     clock: Clock
     _breakers: dict[str, Breaker] = field(default_factory=dict)
-    _prepared: set[ReadPlan] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """One breaker for each tier."""
@@ -159,39 +177,10 @@ class Ladder:
         """Names of the tiers that are not asked now, because they did not answer."""
         return tuple(name for name, breaker in self._breakers.items() if breaker.is_open)
 
-    def prepare(self, plan: ReadPlan, deadline_seconds: float) -> None:
-        """Make every tier ready for the plan, so that the first read that needs a lower one is as quick as the next."""
-        for tier in self._unready(plan):
-            try:
-                tier.prepare([view for view, _ in plan.views], deadline_seconds)
-            except FeatureStoreError:
-                self._breakers[tier.name].failed()
-            else:
-                self._breakers[tier.name].succeeded()
-
-    async def prepare_async(self, plan: ReadPlan, deadline_seconds: float) -> None:
-        """As `prepare`."""
-        for tier in self._unready(plan):
-            try:
-                await tier.prepare_async([view for view, _ in plan.views], deadline_seconds)
-            except FeatureStoreError:
-                self._breakers[tier.name].failed()
-            else:
-                self._breakers[tier.name].succeeded()
-
-    def _unready(self, plan: ReadPlan) -> list[Tier]:
-        """Tiers to prepare for a plan that was not seen before; those that do not answer now are left alone."""
-        if plan in self._prepared:
-            return []
-        if len(self._prepared) >= REMEMBERED_PLANS:
-            self._prepared.clear()
-        self._prepared.add(plan)
-        return [tier for tier in self.tiers if self._breakers[tier.name].allows()]
-
     def read(
         self, plan: ReadPlan, entities: Sequence[Mapping[str, str]], policy: ReadPolicy, as_of: datetime | None = None
     ) -> OnlineFeatures:
-        """The newest values visible at `as_of`, or now.
+        """The newest values visible at `as_of`, or now; nothing is known before the clock says so, so that a later `as_of` is now.
 
         Raises:
             NoTierAnsweredError: No store answered in time; with `fail_closed` also when one view was answered by none.
@@ -234,7 +223,7 @@ class Ladder:
         self, plan: ReadPlan, entities: Sequence[Mapping[str, str]], policy: ReadPolicy, as_of: datetime | None
     ) -> Generator[tuple[Tier, Question], TierRead, OnlineFeatures]:
         ends = time.monotonic() + policy.deadline_seconds
-        now = as_of or self.clock.now()
+        now = self.clock.now() if as_of is None else min(as_of, self.clock.now())
         pending = list(range(len(plan.views)))
         rows: Rows = [[None] * len(pending) for _ in entities]
         tiers = ["none"] * len(pending)
@@ -252,17 +241,19 @@ class Ladder:
                 asked = [plan.views[index] for index in pending]
                 found = yield tier, Question(asked, entities, now, seconds, policy.coherent)
             except StoreUnavailableError as error:
-                breaker.failed()
+                if seconds >= FAIR_SECONDS:
+                    breaker.failed()
                 refusals.append(f"{tier.name}: {error}")
                 continue
-            except FeatureStoreError as error:
+            except (TransientError, ConfigurationError) as error:  # a lower tier may still answer; other errors are the caller's
                 refusals.append(f"{tier.name}: {error}")
                 continue
             breaker.succeeded()
-            if len(pending) == len(tiers) and all(found.answered):
+            answered = together(asked, found.answered) if policy.coherent else found.answered
+            if len(pending) == len(tiers) and all(answered):
                 return self._checked(judged(plan, entities, found.rows, now, [tier.name] * len(tiers), policy.max_age), policy)
             for position, index in enumerate(pending):
-                if found.answered[position]:
+                if answered[position]:
                     tiers[index] = tier.name
                     for row, answer in zip(rows, found.rows, strict=True):
                         row[index] = answer[position]

@@ -25,8 +25,9 @@ def sync_view(
     """
     remembered = online.publication_id(view)
     changes = store.online_changes(view, remembered, now)
-    if remembered is None:
-        # What Redis holds may be another version's, known later than the row that must replace it.
+    if remembered is None or changes.last_publication_id < remembered:
+        # What Redis holds may be another version's, or another database's, known later than the row that must replace it.
+        online.forget(view)
         held = pl.concat([changes.rows.select(view.join_keys), changes.retracted])
         online.write(view, changes.rows.clear(), 0, retracted=held, now=now)
     ended = delisted(catalogue, view, now) if catalogue is not None else ()

@@ -37,12 +37,12 @@ class ReadPlan:
         """Check that every entity row has the join keys; others are ignored.
 
         Raises:
-            MalformedDataError: A row lacks a join key, or its value is no text; the message names row, key and view.
+            MalformedDataError: A row lacks a join key, or its value is no text or holds a NUL; the message names row, key and view.
         """
         for number, row in enumerate(entity_rows):
             for key, view in self.join_keys.items():
                 value = row.get(key)
-                if not isinstance(value, str):
+                if not isinstance(value, str) or "\0" in value:
                     was = f"has {key}={value!r}" if key in row else f"lacks join key {key!r}"
                     raise MalformedDataError(f"entity row {number} {was}; view {view} needs text there, for example {{{key!r}: 'AAPL'}}")
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from featurestore_dagster.model.catalogue import Catalogue
-from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.serving.answer import instant
 from featurestore_dagster.serving.delisting import Delisting
 from featurestore_dagster.serving.ladder import Question, Rows, TierRead, incoherent, told
@@ -28,7 +27,7 @@ class PostgresTier:
 
     def __init__(self, settings: PostgresSettings, catalogue: Catalogue) -> None:
         """No connection is made before the first read."""
-        self._rows = NewestRows(settings)
+        self._rows = NewestRows(settings, catalogue.views)
         self._delisting = Delisting(catalogue)
 
     def allowance(self, left_seconds: float) -> float:
@@ -67,14 +66,6 @@ class PostgresTier:
             rows = self._stored(question, await self._rows.read_async(_queries(question, oldest), ends - time.monotonic()))
         return told(question, rows)
 
-    def prepare(self, views: Sequence[FeatureView], deadline_seconds: float) -> None:
-        """See `NewestRows.prepare`."""
-        self._rows.prepare(views, deadline_seconds)
-
-    async def prepare_async(self, views: Sequence[FeatureView], deadline_seconds: float) -> None:
-        """See `NewestRows.prepare`."""
-        await self._rows.prepare_async(views, deadline_seconds)
-
     def _stored(self, question: Question, found: Sequence[Records]) -> Rows:
         rows: Rows = [[None] * len(question.views) for _ in question.entities]
         for position, ((view, names), records) in enumerate(zip(question.views, found, strict=True)):
@@ -87,14 +78,15 @@ class PostgresTier:
         return rows
 
 
-def _queries(question: Question, until: Sequence[datetime] = ()) -> list[Query]:
-    bounds = until or [question.now] * len(question.entities)
-    return [query(view, question.entities, bounds, question.now) for view, _ in question.views]
+def _queries(question: Question, until: Sequence[Sequence[datetime]] = ()) -> list[Query]:
+    bounds = until or [[question.now] * len(question.entities)] * len(question.views)
+    return [query(view, question.entities, at, question.now) for (view, _), at in zip(question.views, bounds, strict=True)]
 
 
-def _oldest(question: Question, rows: Rows) -> list[datetime]:
-    """Of each entity the oldest bar among rows that must be of one bar and are not: every view had that one. Empty when they are."""
-    if not incoherent(rows):
-        return []
-    events = (min((row.event_microseconds for row in stored if row is not None), default=None) for stored in rows)
-    return [question.now if event is None else instant(event) for event in events]
+def _oldest(question: Question, rows: Rows) -> list[list[datetime]]:
+    """For each view, of each entity: the oldest bar among its stream's rows, where they are of several; else `now`. Empty when none are."""
+    bounds = [[question.now] * len(rows) for _ in question.views]
+    for number, positions in incoherent(rows):
+        for position in positions:
+            bounds[position][number] = instant(min(row.event_microseconds for place in positions if (row := rows[number][place])))
+    return bounds if incoherent(rows) else []

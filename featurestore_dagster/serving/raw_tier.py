@@ -60,12 +60,6 @@ class RawTier:
         except TimeoutError:
             raise self._too_slow(question.deadline_seconds) from None
 
-    def prepare(self, views: Sequence[FeatureView], deadline_seconds: float) -> None:
-        """See `ladder.Tier`: there is nothing to prepare."""
-
-    async def prepare_async(self, views: Sequence[FeatureView], deadline_seconds: float) -> None:
-        """See `ladder.Tier`."""
-
     def warm_up(self, timeout_seconds: float) -> bool:  # noqa: ARG002 - there is nothing to connect
         """See `ladder.Tier`."""
         return False

@@ -4,10 +4,8 @@ A view is left to the next tier when Redis was never synced, was flushed, was pu
 reader's clock. Which bytes are exchanged belongs to `stores.redis`.
 """
 
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.serving.ladder import Question, TierRead
 from featurestore_dagster.stores.redis import OnlineRead, RedisStore
 
@@ -71,9 +69,3 @@ class RedisTier:
     async def warm_up_async(self, timeout_seconds: float) -> bool:
         """See `ladder.Tier`."""
         return await self._store.warm_up_async(timeout_seconds)
-
-    def prepare(self, views: Sequence[FeatureView], deadline_seconds: float) -> None:
-        """See `ladder.Tier`: there is nothing to prepare."""
-
-    async def prepare_async(self, views: Sequence[FeatureView], deadline_seconds: float) -> None:
-        """See `ladder.Tier`."""

@@ -74,7 +74,7 @@ class ColumnarCache:
                 if path.name != f"{key}-{digest}.parquet":
                     self._forget(path)
             self._evict(folder / f"{key}-{digest}.parquet")
-        except OSError:
+        except (OSError, pl.exceptions.PolarsError):  # a full disk is an error of Polars
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 

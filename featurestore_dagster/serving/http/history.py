@@ -73,16 +73,12 @@ def parse(body: bytes, content_type: str, query: Mapping[str, Sequence[str]], se
         asked = {"features": list(query.get("features", ())), "service": _first(query, "service")}
         request = HistoryRequest(
             features_asked(asked, "service", settings.serve_maximum_features),
-            frame_of_bytes(body, kind),
+            frame_of_bytes(body, kind, settings.serve_maximum_history_rows),
             _first(query, "as_of"),
             _details(query.get("details", ())),
         )
     else:
         raise HttpError(415, "UnsupportedMediaType", f"Content-Type is {content_type[:80]!r}; send {JSON}, {ARROW} or {PARQUET}")
-    if request.entities.height > settings.serve_maximum_history_rows:
-        raise RefusedError(
-            f"{request.entities.height} entity rows; at most {settings.serve_maximum_history_rows} in one request over HTTP: split it"
-        )
     return request
 
 
@@ -90,12 +86,23 @@ def _first(query: Mapping[str, Sequence[str]], name: str) -> str | None:
     return next(iter(query.get(name, ())), None)
 
 
-def frame_of_bytes(body: bytes, kind: str) -> pl.DataFrame:
-    """The frame that a body holds as Arrow stream or Parquet, or MalformedDataError."""
+def frame_of_bytes(body: bytes, kind: str, maximum: int) -> pl.DataFrame:
+    """The frame that a body holds as Arrow stream or Parquet.
+
+    Raises:
+        MalformedDataError: It is none.
+        RefusedError: Too many rows; those of Parquet are counted before they are unpacked.
+    """
     try:
-        return pl.read_ipc_stream(io.BytesIO(body)) if kind == ARROW else pl.read_parquet(io.BytesIO(body))
+        rows = 0 if kind == ARROW else pl.scan_parquet(io.BytesIO(body)).select(pl.len()).collect().item()
+        if rows <= maximum:
+            frame = pl.read_ipc_stream(io.BytesIO(body)) if kind == ARROW else pl.read_parquet(io.BytesIO(body))
+            rows = frame.height
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
         raise MalformedDataError(f"the body is no {kind}: {str(error)[:200]}") from None
+    if rows > maximum:
+        raise RefusedError(f"{rows} entity rows; at most {maximum} in one request over HTTP: split it")
+    return frame
 
 
 def frame_of_json(rows: Any, instants: Sequence[str], maximum: int) -> pl.DataFrame:

@@ -65,15 +65,14 @@ def checked(frame: pl.DataFrame, join_keys: Iterable[str], instants: Iterable[st
             raise MalformedDataError(f"{name} is {dtype}; give timezone-aware instants, for example datetime.now(UTC)")
         if nulls := frame[name].null_count():
             raise MalformedDataError(f"{name} is NULL in {nulls} of {frame.height} rows; every row needs an instant: drop or mend them")
-    result = frame.select(
+        unit = dtype.time_unit
+        low, high = (pl.Series([bound]).dt.cast_time_unit(unit).to_physical()[0] for bound in (EARLIEST, LATEST))
+        if not frame[name].to_physical().is_between(low, high, closed="left").all():
+            raise MalformedDataError(f"{name} has instants outside of {EARLIEST.year} to {LATEST.year}; is the unit {unit} right?")
+    return frame.select(
         *(pl.col(name).cast(pl.String) for name in join_keys),
         *(pl.col(name).dt.convert_time_zone("UTC").cast(UTC_MICROSECONDS) for name in instants),
     )
-    for name in instants:
-        low, high = result[name].min(), result[name].max()
-        if isinstance(low, datetime) and isinstance(high, datetime) and not EARLIEST <= low <= high < LATEST:
-            raise MalformedDataError(f"{name} runs from {low} to {high}; allowed: {EARLIEST.year} to {LATEST.year}. Is the unit right?")
-    return result
 
 
 def microseconds(duration: timedelta) -> int:

@@ -26,7 +26,6 @@ POOL: dict[str, Any] = {
     "kwargs": {"autocommit": True, "prepare_threshold": 0},
     "min_size": 1,
     "max_size": CONNECTIONS,
-    "max_waiting": CONNECTIONS,
 }
 GENERIC_PLANS = "set plan_cache_mode = force_generic_plan"
 """Planning for the values of each call takes longer than the call."""
@@ -74,12 +73,12 @@ def _time_left(ends: float | None, timeout: float | None) -> float | None:
 class NewestRows:
     """Newest visible rows of a database; safe to share between threads, the asynchronous reads within one event loop."""
 
-    def __init__(self, settings: PostgresSettings) -> None:
-        """No connection is made before the first read."""
+    def __init__(self, settings: PostgresSettings, views: Sequence[FeatureView]) -> None:
+        """No connection is made before the first read. Each has what is asked of `views` planned: cold, that takes ten times as long."""
         self._where = f"Postgres at {settings.host}:{settings.port}"
         self._conninfo = settings.conninfo
         self._lock = threading.Lock()
-        self._prepared: dict[str, Query] = {}
+        self._planned = [query(view, (), (), NOBODY) for view in views]
         self._pool: ConnectionPool[_DeadlineConnection] | None = None
         self._async_pool: AsyncConnectionPool[_AsyncDeadlineConnection] | None = None
 
@@ -110,25 +109,6 @@ class NewestRows:
         except PoolTimeout:
             return False
         return True
-
-    def prepare(self, views: Sequence[FeatureView], deadline_seconds: float) -> None:
-        """Let the server plan what is asked of these views, on this connection and on every later one: cold, that takes ten times as long.
-
-        Raises:
-            StoreUnavailableError: As `read`.
-        """
-        if unknown := self._unknown(views):
-            self.read(list(unknown.values()), deadline_seconds)
-            self._prepared |= unknown
-
-    async def prepare_async(self, views: Sequence[FeatureView], deadline_seconds: float) -> None:
-        """As `prepare`."""
-        if unknown := self._unknown(views):
-            await self.read_async(list(unknown.values()), deadline_seconds)
-            self._prepared |= unknown
-
-    def _unknown(self, views: Sequence[FeatureView]) -> dict[str, Query]:
-        return {view.label: query(view, (), (), NOBODY) for view in views if view.label not in self._prepared}
 
     def read(self, queries: Sequence[Query], deadline_seconds: float) -> list[Records]:
         """Answers of `query`s in one round trip.
@@ -190,15 +170,15 @@ class NewestRows:
 
     def _configure(self, connection: _DeadlineConnection) -> None:
         connection.execute(GENERIC_PLANS)
-        for prepared in list(self._prepared.values()):
+        for planned in self._planned:
             with suppress(psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):  # the read itself will say so
-                connection.execute(*prepared, binary=True)
+                connection.execute(*planned, binary=True)
 
     async def _configure_async(self, connection: _AsyncDeadlineConnection) -> None:
         await connection.execute(GENERIC_PLANS)
-        for prepared in list(self._prepared.values()):
+        for planned in self._planned:
             with suppress(psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
-                await connection.execute(*prepared, binary=True)
+                await connection.execute(*planned, binary=True)
 
     @contextmanager
     def _translated(self, ends: float, deadline_seconds: float) -> Iterator[None]:

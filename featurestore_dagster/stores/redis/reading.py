@@ -85,7 +85,7 @@ class ReadRequest:
         if coherent:
             *answers, held = answers[-1]
             epochs = {stream: int(text) for stream, text in zip(self._streams, held, strict=True) if text is not None}
-        ids = tuple(None if text is None else int(text) for text in answers[-1])
+        ids = tuple(publication_of(view, text) for (view, _), text in zip(self.views, answers[-1], strict=True))
         entities = len(answers) // (2 * len(self._groups))
         columns: list[list[StoredRow | None]] = [[]] * len(self.views)
         for number, group in enumerate(self._groups if entities else ()):
@@ -180,8 +180,14 @@ class Requests:
 
 
 def publication_key(project: str, view: FeatureView) -> bytes:
-    """Key of the last publication of a view that was applied whole."""
-    return f"{project}:publication:{view.name}@{view.version}".encode()
+    """Key of the version of a view that Redis holds, and of its last publication that was applied whole."""
+    return f"{project}:publication:{view.name}".encode()
+
+
+def publication_of(view: FeatureView, held: bytes | None) -> int | None:
+    """The publication that is remembered of this version of a view: `version:id`."""
+    version, _, number = (held or b"").partition(b":")
+    return int(number) if version == b"%d" % view.version and number else None
 
 
 def epoch_key(project: str, stream: str) -> bytes:

@@ -21,7 +21,7 @@ from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.settings import RedisSettings
 from featurestore_dagster.stores.redis import layout, writing
 from featurestore_dagster.stores.redis.packed import packed_key
-from featurestore_dagster.stores.redis.reading import OnlineRead, Requests, ViewRequest, epoch_key, publication_key
+from featurestore_dagster.stores.redis.reading import OnlineRead, Requests, ViewRequest, epoch_key, publication_key, publication_of
 from featurestore_dagster.stores.redis.wire import AsyncPool, Connection, Pool, command, translated
 
 READ_SECONDS = 1.0
@@ -77,8 +77,11 @@ class RedisStore:
 
     def publication_id(self, view: FeatureView) -> int | None:
         """The last publication that was applied whole, None when Redis knows of none: then everything must be applied again."""
-        held = self._call(command("GET", publication_key(self.project, view)))
-        return None if held is None else int(held)
+        return publication_of(view, self._call(command("GET", publication_key(self.project, view))))
+
+    def forget(self, view: FeatureView) -> None:
+        """Remember no publication of the view: readers go elsewhere until the next one is applied."""
+        self._call(command("DEL", publication_key(self.project, view)))
 
     def advance_epoch(self, stream: str, instant: datetime) -> None:
         """Say that every view of a stream's bar was written; call it after the last of them. An epoch never goes back."""
@@ -165,7 +168,7 @@ class RedisStore:
             first.exchange(command("SET", writer, token), 1, _soon())
             written = self._write_batches(connections, self._upserts(view, visible))
             gone = [] if retracted is None else list(_stream(first, writing.deletions(self.project, view, retracted), 2))
-            remembered = command("EVAL", writing.REMEMBER_UNLESS_DISTURBED, 2, writer, publication, token, publication_id)
+            remembered = command("EVAL", writing.REMEMBER_UNLESS_DISTURBED, 2, writer, publication, token, publication_id, view.version)
             (undisturbed,) = first.exchange(remembered, 1, _soon())
         if not undisturbed:
             raise StoreUnavailableError(

@@ -27,12 +27,12 @@ ROWS_PER_ENCODING = 10_000
 REMEMBER_UNLESS_DISTURBED = """
 local undisturbed = redis.call('GET', KEYS[1]) == ARGV[1]
 redis.call('DEL', KEYS[1])
-local held = tonumber(redis.call('GET', KEYS[2]) or nil)
-if undisturbed or held and held > tonumber(ARGV[2]) then redis.call('SET', KEYS[2], ARGV[2]) end
+local held = string.match(redis.call('GET', KEYS[2]) or '', '^' .. ARGV[3] .. ':(%d+)$')
+if undisturbed or held and tonumber(held) > tonumber(ARGV[2]) then redis.call('SET', KEYS[2], ARGV[3] .. ':' .. ARGV[2]) end
 return undisturbed and 1 or 0
 """
-"""Arguments: our token, the publication id. The token is gone when Redis was flushed during the write, and another's when a second writer
-began: then the id never advances, so that the next sync repeats what one of the two may have undone."""
+"""Arguments: our token, the publication id, the view's version. The token is gone when Redis was flushed during the write, and another's
+when a second writer began: then the id never advances, so that the next sync repeats what one of the two may have undone."""
 
 
 ADVANCE = """

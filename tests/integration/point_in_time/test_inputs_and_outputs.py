@@ -116,7 +116,7 @@ ROW = {"symbol": ["A"], "timeframe": ["BX"], "event_timestamp": [datetime(2018, 
         (pl.DataFrame({**ROW, "event_timestamp": [datetime(2018, 12, 3)]}), "timezone-aware"),  # noqa: DTZ001
         (pl.DataFrame({**ROW, "event_timestamp": ["2018-12-03T00:00:00Z"]}), "timezone-aware"),
         (pl.concat([pl.DataFrame(ROW), pl.DataFrame(ROW).with_columns(event_timestamp=None)], how="vertical_relaxed"), "NULL in 1 of 2"),
-        (pl.DataFrame({**ROW, "event_timestamp": [datetime(1010, 12, 3, tzinfo=UTC)]}), "Is the unit right"),
+        (pl.DataFrame({**ROW, "event_timestamp": [datetime(1010, 12, 3, tzinfo=UTC)]}), "is the unit"),
         (pl.DataFrame({**ROW, "symbol": [1.5]}), "symbol is Float64"),
         (pd.DataFrame({**ROW, "symbol": [float("nan")]}), "symbol is Float64"),
         (pl.DataFrame({**ROW, f"{VIEW.name}__rsi_14": [1.0]}), "already has"),

