@@ -20,7 +20,10 @@ from featurestore_dagster.stores.embedded import EmbeddedServices
 TEMPLATE = "featurestore_template"
 _numbers = itertools.count(1)
 
-hypothesis.settings.register_profile("nightly", max_examples=1_000, deadline=None)  # pytest --hypothesis-profile=nightly
+UNTIMED = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])  # a busy machine is no defect
+hypothesis.settings.register_profile("ordinary", UNTIMED)
+hypothesis.settings.register_profile("nightly", UNTIMED, max_examples=1_000)  # pytest --hypothesis-profile=nightly
+hypothesis.settings.load_profile("ordinary")
 
 
 def pytest_configure() -> None:
