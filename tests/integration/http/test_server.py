@@ -129,7 +129,7 @@ def test_what_is_declared_and_what_was_measured_is_told(client: httpx.Client, se
         assert statistics == ours.get_feature_statistics("daily_ohlcv_stats").to_dicts()
     wanted = {"features": REFERENCES[:2], "entities": {"symbol": SYMBOLS}, "policy": PATIENT, "tier": None}
     assert [feature["reference"] for feature in client.post("/v1/coverage", json=wanted).json()["features"]] == REFERENCES[:2]
-    assert client.get("/health").json() == {"status": "ok", "tier": "redis", "degraded": []}
+    wait_until(lambda: client.get("/health").json() == {"status": "ok", "tier": "redis", "degraded": []})  # a probe's answer holds a second
     assert client.get("/v1/statistics", params={"window_minutes": 1}).json()["window_minutes"] == 1
 
 
