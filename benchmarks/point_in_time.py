@@ -165,10 +165,10 @@ def _versions_of_day(draw: np.random.Generator, day: int) -> pl.DataFrame:
 
 
 def entity_rows(count: int, days: int) -> pl.DataFrame:
-    """Random symbols and instants after the first day; equal arguments give equal frames."""
+    """Random symbols and instants, none before the first half day; equal arguments give equal frames."""
     draw = np.random.Generator(np.random.PCG64(count))
     first = int(START.timestamp()) * 1_000_000
-    instants = draw.integers(first + BARS_PER_DAY * MINUTE, first + days * BARS_PER_DAY * MINUTE, count)
+    instants = draw.integers(first + BARS_PER_DAY // 2 * MINUTE, first + days * BARS_PER_DAY * MINUTE, count)
     return pl.DataFrame(
         {
             "symbol": pl.Series([f"SIM{number:04d}" for number in range(SYMBOLS)]).gather(draw.integers(0, SYMBOLS, count)),

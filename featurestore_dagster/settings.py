@@ -232,8 +232,13 @@ class Settings(EnvironmentSettings):
     serve_maximum_body_bytes: int = Field(8 * 2**20, ge=1_024, description="bytes of a request's body, from 1024")
     serve_maximum_history_body_bytes: int = Field(128 * 2**20, ge=1_024, description="bytes of a historical request's body, from 1024")
     serve_maximum_history_rows: int = Field(1_000_000, ge=1, description="entity rows of one historical request over HTTP, from 1")
+    serve_maximum_history_values: int = Field(
+        50_000_000, ge=1, description="rows times features of one historical request over HTTP, whose answer is held in memory, from 1"
+    )
     serve_maximum_concurrent_requests: int = Field(64, ge=1, description="requests that one process answers at a time, from 1")
-    serve_deadline_seconds: float = Field(30.0, gt=0, le=3_600, description="seconds until an answer must begin, above 0, at most 3600")
+    serve_deadline_seconds: float = Field(
+        30.0, gt=0, le=3_600, description="seconds until an answer must begin, and until each of its parts is taken, above 0, at most 3600"
+    )
     dagster_home: Path | None = Field(
         None,
         validation_alias="DAGSTER_HOME",

@@ -114,6 +114,7 @@ def _add_reads(application: FastAPI, service: Service) -> None:
 
         async def joined() -> pl.DataFrame:
             asked = await asyncio.to_thread(history.parse, body, header(headers, b"content-type"), query, settings)
+            history.refuse_too_many_values(asked, client.catalogue, settings.serve_maximum_history_values)
             options: dict[str, Any] = {"details": asked.details} | ({"as_of": asked.as_of} if asked.as_of else {})
             return await client.get_historical_features(asked.entities, asked.features, **options)
 

@@ -106,23 +106,27 @@ class Gate:
         return await _send(send, answer)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> int:
-        status = 0
+        status, seconds = 0, self._settings.serve_deadline_seconds
 
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                deadline.reschedule(None)
+            if status:  # from here on only the client makes it wait
+                deadline.reschedule(asyncio.get_running_loop().time() + seconds)
             await send(message)
+            if status:
+                deadline.reschedule(None)
 
         try:
-            async with asyncio.timeout(self._settings.serve_deadline_seconds) as deadline:
+            async with asyncio.timeout(seconds) as deadline:
                 await self._application(scope, receive, watched)
         except DisconnectedError:
             return status
         except TimeoutError:
             if not status:
                 return await _send(send, failure(self._too_late()))
+            logger.warning("%s: the client took nothing for %g s; its answer was broken off", scope["path"], seconds)
         except Exception as error:
             logger.exception("%s failed", scope["path"])
             if status not in {0, 500}:

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from featurestore_dagster.errors import MalformedDataError, RefusedError, UnknownNameError
+from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.serving.http.answers import JSON, HttpError
 from featurestore_dagster.serving.http.bodies import features_asked, field, instant, json_object, refuse_unknown
@@ -91,18 +92,42 @@ def frame_of_bytes(body: bytes, kind: str, maximum: int) -> pl.DataFrame:
 
     Raises:
         MalformedDataError: It is none.
-        RefusedError: Too many rows; those of Parquet are counted before they are unpacked.
+        RefusedError: Too many rows; those of Parquet are counted before they are unpacked, those of Arrow batch by batch.
     """
+    import pyarrow as pa
+
     try:
-        rows = 0 if kind == ARROW else pl.scan_parquet(io.BytesIO(body)).select(pl.len()).collect().item()
-        if rows <= maximum:
-            frame = pl.read_ipc_stream(io.BytesIO(body)) if kind == ARROW else pl.read_parquet(io.BytesIO(body))
-            rows = frame.height
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+        if kind == PARQUET:
+            rows = pl.scan_parquet(io.BytesIO(body)).select(pl.len()).collect().item()
+            _refuse_rows(rows, maximum)
+            return pl.read_parquet(io.BytesIO(body))
+        rows, batches = 0, []
+        with pa.ipc.open_stream(body) as reader:
+            for batch in reader:
+                rows += batch.num_rows
+                _refuse_rows(rows, maximum)
+                batches.append(batch)
+            found = pl.from_arrow(pa.Table.from_batches(batches, reader.schema))
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException, OSError, ValueError) as error:
         raise MalformedDataError(f"the body is no {kind}: {str(error)[:200]}") from None
+    if not isinstance(found, pl.DataFrame):
+        raise MalformedDataError(f"the body is no {kind} of columns")
+    return found
+
+
+def refuse_too_many_values(request: HistoryRequest, catalogue: Catalogue, maximum: int) -> None:
+    """Raise RefusedError when rows times features are more than an answer may hold, UnknownNameError for an unknown service."""
+    asked = request.features
+    features = len(catalogue.service(asked).references if isinstance(asked, str) else asked)
+    if (values := request.entities.height * features) > maximum:
+        raise RefusedError(
+            f"{request.entities.height} rows of {features} features are {values} values; at most {maximum} in one request: split it"
+        )
+
+
+def _refuse_rows(rows: int, maximum: int) -> None:
     if rows > maximum:
         raise RefusedError(f"{rows} entity rows; at most {maximum} in one request over HTTP: split it")
-    return frame
 
 
 def frame_of_json(rows: Any, instants: Sequence[str], maximum: int) -> pl.DataFrame:
@@ -116,8 +141,7 @@ def frame_of_json(rows: Any, instants: Sequence[str], maximum: int) -> pl.DataFr
         raise MalformedDataError(
             f"entities must be a list of objects, as in [{{'symbol': 'AAPL', '{INSTANT_COLUMN}': '2018-12-31T21:00:00Z'}}]"
         )
-    if len(rows) > maximum:
-        raise RefusedError(f"{len(rows)} entity rows; at most {maximum} in one request over HTTP: split it")
+    _refuse_rows(len(rows), maximum)
     names = list(rows[0])
     if different := next((number for number, row in enumerate(rows) if row.keys() != rows[0].keys()), 0):
         raise MalformedDataError(f"entities[{different}] has fields {sorted(rows[different])}; the first has {sorted(names)}")

@@ -234,34 +234,35 @@ class PostgresStore:
         if after_publication_id is not None and after_publication_id > last:
             after_publication_id = None  # Redis remembers what this database never published: it belongs to another one, so start over
         parameters = {"pattern": pattern, "after": after_publication_id or 0, "last": last, "now": now, "version": view.version}
-        touched = sql.SQL(
-            "select distinct {keys} from {table} where batch_id in (select batch_id from ops.publications"
-            " where starts_with(relation, %(pattern)s) and publication_id > %(after)s and publication_id <= %(last)s)"
-        ).format(keys=keys, table=table)
+        published = sql.SQL(
+            "ops.publications where starts_with(relation, %(pattern)s) and publication_id > %(after)s and publication_id <= %(last)s"
+        )
         columns = feature_schema(view)
         newest = sql.SQL(
-            "select {columns} from ({touched}) k join lateral (select * from {table} f where {match} and event_timestamp <= %(now)s"
+            "select {columns} from (select distinct {keys} from {table} where batch_id in (select batch_id from {published})) k"
+            " left join lateral (select * from {table} f where {match} and event_timestamp <= %(now)s"
             " and created_timestamp <= %(now)s and feature_set_version = %(version)s"
             " order by event_timestamp desc, created_timestamp desc limit 1) f using ({keys})"
         ).format(
             columns=_names(columns),
-            touched=touched,
             table=table,
+            published=published,
             match=sql.SQL(" and ").join(sql.SQL("f.{0} = k.{0}").format(sql.Identifier(key)) for key in view.join_keys),
             keys=keys,
         )
-        rows = read_frame(self.settings, newest, parameters, columns)
-        entities = read_frame(self.settings, touched, parameters, {key: pl.String() for key in view.join_keys})
+        found = read_frame(self.settings, newest, parameters, columns)
+        invisible = pl.col("event_timestamp").is_null()
+        # Hundreds of publications may share a batch, whose rows are looked through once.
         unseen = sql.SQL(
-            "select min(publication_id) from ops.publications where starts_with(relation, %(pattern)s) and publication_id > %(after)s"
-            " and publication_id <= %(last)s and batch_id in (select batch_id from {} where greatest(event_timestamp, created_timestamp)"
-            " > %(now)s and feature_set_version = %(version)s)"
-        ).format(table)
+            "with unseen as materialized (select distinct batch_id from (select distinct batch_id from {published}) b join {table} f"
+            " using (batch_id) where greatest(event_timestamp, created_timestamp) > %(now)s and feature_set_version = %(version)s)"
+            " select min(publication_id) from {published} and batch_id in (select batch_id from unseen)"
+        ).format(published=published, table=table)
         with connect(self.settings) as connection:
             first = connection.execute(unseen, parameters).fetchone()
         if first is not None and first[0] is not None:
             last = int(first[0]) - 1
-        return OnlineChanges(last, rows, entities.join(rows, on=list(view.join_keys), how="anti"))
+        return OnlineChanges(last, found.filter(~invisible), found.filter(invisible).select(view.join_keys))
 
     # Publishing -----------------------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +15,13 @@ import httpx
 import pytest
 
 from featurestore_dagster.settings import Settings
+from featurestore_dagster.stores.embedded import processes
 from tests.integration.serving.conftest import Served, deployed, served
 
 __all__ = ["deployed", "served"]
 
 START_SECONDS = 90
+PATIENCE_SECONDS = 60
 
 
 @dataclass
@@ -85,6 +87,10 @@ def http(deployed: Served) -> Iterator[HttpServer]:
     """Two workers without a key."""
     with serving(deployed.settings) as server:
         yield server
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    assert processes.wait_until(condition, PATIENCE_SECONDS)
 
 
 def alive(pid: int) -> bool:

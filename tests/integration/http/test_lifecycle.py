@@ -1,19 +1,23 @@
 """Starting, draining, crashing, and stores that die while requests are answered."""
 
+import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import httpx
+import polars as pl
 import psutil
 
-from featurestore_dagster.stores.embedded import processes
-from tests.integration.http.conftest import COMMAND, HttpServer, alive, environment, serving
+from featurestore_dagster.serving.http.history import ARROW
+from tests.integration.http.conftest import COMMAND, PATIENCE_SECONDS, HttpServer, alive, environment, serving, wait_until
 from tests.integration.serving.conftest import REFERENCES, Served
 
 GOOD = {"features": REFERENCES, "entities": {"symbol": ["AAA", "nobody"]}, "full_feature_names": True}
@@ -21,13 +25,8 @@ OURS = {"features": REFERENCES, "entities": {"symbol": ["AAA", "nobody"]}}
 PAST = OURS | {"as_of": "2018-12-20T00:00:00Z", "policy": {"deadline_seconds": 20}}
 """From Postgres only: it waits as long as its table is locked."""
 ONE_WORKER = {"FEATURESTORE_SERVE_WORKERS": "1"}
-PATIENCE_SECONDS = 60
 HANG_SECONDS = 10
 """Far beyond any deadline used here, far below any hang."""
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    assert processes.wait_until(condition, PATIENCE_SECONDS)
 
 
 @contextmanager
@@ -91,6 +90,22 @@ def test_an_answer_that_does_not_begin_in_time_is_given_up(served: Served) -> No
             assert set(many) == {503, 504}
             assert many.count(504) <= 4  # no more threads wait than that
         wait_until(lambda: client.post("/v1/historical-features", json=body).status_code == 200)
+
+
+def test_a_client_that_stops_reading_holds_no_slot(served: Served) -> None:
+    with serving(served.settings, **ONE_WORKER, FEATURESTORE_SERVE_DEADLINE_SECONDS="5") as server, server.client() as client:
+        instants = pl.datetime_range(datetime(2018, 12, 1, tzinfo=UTC), datetime(2018, 12, 31, tzinfo=UTC), "13s", eager=True)
+        rows = pl.DataFrame({"event_timestamp": instants}).with_columns(symbol=pl.lit("AAA"))
+        buffer = io.BytesIO()
+        rows.write_ipc_stream(buffer)
+        query = "&".join(f"features={reference}" for reference in REFERENCES)
+        with socket.socket() as stalled:
+            stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            stalled.connect(("127.0.0.1", httpx.URL(server.url).port or 0))
+            head = f"POST /v1/historical-features?{query} HTTP/1.1\r\nhost: x\r\ncontent-type: {ARROW}\r\n"
+            stalled.sendall(f"{head}content-length: {buffer.tell()}\r\n\r\n".encode() + buffer.getvalue())
+            assert stalled.recv(12) == b"HTTP/1.1 200"
+            wait_until(lambda: b"feature_store_requests_in_progress 1.0" in client.get("/metrics").content)  # that of the question itself
 
 
 def test_a_killed_worker_is_replaced_and_killed_parents_take_their_workers_along(served: Served) -> None:

@@ -1,16 +1,21 @@
 """Reads while stores die: the same values from every tier, within the deadline, or a refusal that says why."""
 
 import asyncio
+import select
+import socket
+import socketserver
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 
 import psycopg
 import pytest
 
-from featurestore_dagster.errors import InsufficientCoverageError, NoTierAnsweredError
+from featurestore_dagster.errors import InsufficientCoverageError, NoTierAnsweredError, StoreUnavailableError
 from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.serving.answer import OnlineFeatures, Status
 from featurestore_dagster.serving.policy import ReadPolicy
@@ -89,6 +94,72 @@ def test_a_frozen_redis_costs_no_more_than_its_share(served: Served) -> None:
             assert time.monotonic() - started < HANG_SECONDS
         assert {tier for answer in during for tier in tiers(answer)} == {"postgres"}
         assert all(content(answer) == content(before) for answer in during)
+
+
+@contextmanager
+def slowly(port: int, pause: threading.Event) -> Iterator[int]:
+    """A port of loopback behind which Redis answers; while `pause` is set, each answer waits until it no longer is."""
+
+    class Relay(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection(("127.0.0.1", port)) as server:
+                while ready := select.select([self.request, server], [], [])[0]:
+                    for end in ready:
+                        sent = end.recv(65_536)
+                        if not sent:
+                            return
+                        if end is server:
+                            while pause.is_set():
+                                time.sleep(0.01)
+                            with suppress(OSError):  # the reader may have gone
+                                self.request.sendall(sent)
+                        else:
+                            server.sendall(sent)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay) as relay:
+        relay.daemon_threads = True
+        threading.Thread(target=relay.serve_forever, daemon=True).start()
+        try:
+            yield relay.server_address[1]
+        finally:
+            pause.clear()
+            relay.shutdown()
+
+
+def test_a_redis_that_answers_slowly_costs_its_share_and_its_late_answers_are_nobodys(served: Served) -> None:
+    pause = threading.Event()
+    with slowly(served.settings.redis.port, pause) as port:
+        behind = served.settings.redis.model_copy(update={"port": port})
+        settings = served.settings.model_copy(update={"redis_connection": behind})
+        with replace(served, settings=settings).client() as client:
+            before = client.get_online_features(REFERENCES, ENTITIES, policy=BRIEF)
+            assert tiers(before) == {"redis"}
+            pause.set()
+            during = [client.get_online_features(REFERENCES, ENTITIES[:number], policy=BRIEF) for number in (1, 2, 3, 1, 2)]
+            assert {tier for answer in during for tier in tiers(answer)} == {"postgres"}
+            assert content(during[2]) == content(before)
+            pause.clear()
+            until = time.monotonic() + 60
+            while tiers(answer := client.get_online_features(REFERENCES, ENTITIES[1:], policy=BRIEF)) != {"redis"}:
+                assert time.monotonic() < until
+            assert content(answer) == content(before)[1:]
+
+
+def test_a_redis_without_memory_refuses_the_sync_and_the_next_one_completes_it(served: Served) -> None:
+    with served.client() as client, served.redis() as plain:
+        before = client.get_online_features(REFERENCES, ENTITIES, policy=BRIEF)
+        plain.flushall()
+        plain.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(StoreUnavailableError, match="OOM"):
+                served.sync()
+            without = client.get_online_features(REFERENCES, ENTITIES, policy=BRIEF)
+        finally:
+            plain.config_set("maxmemory", 0)
+        assert (tiers(without), content(without)) == ({"postgres"}, content(before))
+        served.sync()
+        after = client.get_online_features(REFERENCES, ENTITIES, policy=BRIEF)
+        assert (tiers(after), content(after)) == ({"redis"}, content(before))
 
 
 def test_with_every_store_frozen_the_refusal_comes_in_time_and_no_thread_stays(served: Served) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -267,6 +268,29 @@ def test_other_formats_and_broken_files_are_refused() -> None:
             history.parse(written(FRAME, kind), kind, query | {"colour": ["red"]}, SETTINGS)
         with pytest.raises(RefusedError, match="at most 5"):
             history.parse(written(pl.concat([FRAME] * 3), kind), kind, query, SETTINGS)
+
+
+def test_arrow_rows_are_counted_before_the_next_batch_is_unpacked() -> None:
+    buffer = io.BytesIO()
+    table = FRAME.to_arrow()
+    with pa.ipc.new_stream(buffer, table.schema) as writer:
+        for _ in range(3):
+            writer.write_table(table)
+        writer.write_table(table)
+    broken = buffer.getvalue()[:-200]  # what follows the third batch is never looked at
+    with pytest.raises(RefusedError, match="6 entity rows; at most 5"):
+        history.parse(broken, history.ARROW, {"features": REFERENCES}, SETTINGS)
+
+
+def test_rows_times_features_are_bounded() -> None:
+    asked = history.parse(written(FRAME, history.ARROW), history.ARROW, {"features": REFERENCES}, SETTINGS)
+    values = FRAME.height * len(REFERENCES)
+    history.refuse_too_many_values(asked, CATALOGUE, values)
+    with pytest.raises(RefusedError, match=f"are {values} values; at most {values - 1}"):
+        history.refuse_too_many_values(asked, CATALOGUE, values - 1)
+    service = CATALOGUE.services[0]
+    with pytest.raises(RefusedError, match=f"of {len(service.references)} features"):
+        history.refuse_too_many_values(replace(asked, features=service.name), CATALOGUE, 1)
 
 
 def test_a_body_is_read_no_further_than_its_bound() -> None:
