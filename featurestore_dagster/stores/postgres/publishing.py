@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 import psycopg
 from psycopg import sql
+from psycopg.copy import QueuedLibpqWriter
 
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.model.flags import QualityFlag
@@ -23,6 +24,8 @@ from featurestore_dagster.stores.postgres.refused import REFUSED_SCHEMA, refused
 
 LEDGER_LOCK = 7_301_154_921
 """Advisory lock under which ledger ids are drawn: held to the commit, so that ids appear in commit order."""
+
+ROWS_PER_COPY = 20_000
 
 CHANGED_KEYS_LISTED = 100
 """A publication that touches more keys than this records the range only."""
@@ -150,11 +153,14 @@ class Writer:
         statement = sql.SQL("copy {} ({}) from stdin (format csv, null '\\N')").format(
             sql.Identifier(relation.schema, relation.table), _names(written.columns)
         )
-        text = written.write_csv(
-            include_header=False, null_value="\\N", quote_style="non_numeric", datetime_format="%Y-%m-%d %H:%M:%S%.6f%:z"
-        )
-        with self.connection.cursor() as cursor, cursor.copy(statement) as copy:
-            copy.write(text)
+        # The server indexes one part while the next is written as text.
+        with self.connection.cursor() as cursor, cursor.copy(statement, writer=QueuedLibpqWriter(cursor)) as copy:
+            for part in written.iter_slices(ROWS_PER_COPY):
+                copy.write(
+                    part.write_csv(
+                        include_header=False, null_value="\\N", quote_style="non_numeric", datetime_format="%Y-%m-%d %H:%M:%S%.6f%:z"
+                    )
+                )
 
     def _record(
         self,
