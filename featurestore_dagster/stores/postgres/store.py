@@ -275,6 +275,7 @@ class PostgresStore:
         inputs: Mapping[str, dict[str, int]] | None = None,
         run_id: str = "",
         supersede: bool = True,
+        seconds: float | None = None,
     ) -> list[Publication]:
         """Write the new versions among `rows`, the ledger rows and the quarantine, in one transaction.
 
@@ -286,6 +287,7 @@ class PostgresStore:
             inputs: Per partition, newest publication id read of each input relation.
             run_id: Who wrote it.
             supersede: The partitions were audited whole: open quarantined rows that did not come again are closed.
+            seconds: What it took to fetch or compute and to audit the rows, for later estimates.
 
         Returns:
             One publication per partition, in the order given. A partition whose content and inputs were published already is not
@@ -294,7 +296,7 @@ class PostgresStore:
         with connect(self.settings) as connection:
             lock_table(connection, relation)
             # The clock is read after the wait: what is known from now on was not known while another writer held the lock.
-            writer = Writer(self.settings, connection, relation, run_id, self.clock.now())
+            writer = Writer(self.settings, connection, relation, run_id, self.clock.now(), seconds)
             return writer.publish(rows, partitions, quarantined, inputs or {}, supersede=supersede)
 
     def block(self, relation: Relation, checks: Mapping[str, object], quarantined: pl.DataFrame, run_id: str = "") -> None:
