@@ -16,7 +16,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES, RunRecord
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PRIORITY_TAG
 
-from featurestore_dagster.calendars import calendar
+from featurestore_dagster.calendars import MarketCalendar, calendar
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
@@ -25,6 +25,7 @@ from featurestore_dagster.orchestration.jobs import MarketPath, paths
 from featurestore_dagster.orchestration.launched_runs import end_abandoned
 from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.orchestration.schedules import longest_lag
+from featurestore_dagster.pipeline.inputs import BEGINNING
 from featurestore_dagster.pipeline.staleness import Staleness, StaleStream, reads
 from featurestore_dagster.projections.relation import dataset_relation, stream_relation
 from featurestore_dagster.stores.postgres.restatements import (
@@ -76,8 +77,8 @@ def blocks(stale: Iterable[StaleStream]) -> list[Block]:
         if len(together) > 1:
             calendar_name = streams[together[0]][0][1].calendar
             span = min(sessions[0] for sessions in together), max(sessions[-1] for sessions in together)
-            merged = list(dict.fromkeys(pair for sessions in together for pair in streams.pop(sessions)))
-            streams.setdefault(_sessions(calendar_name, *span), []).extend(merged)
+            merged = {stream_relation(*pair).name: pair for sessions in together for pair in streams.pop(sessions)}
+            streams.setdefault(_sessions(calendar_name, *span), []).extend(merged.values())
     return [Block(sessions, tuple(found)) for sessions, found in sorted(streams.items())]
 
 
@@ -257,7 +258,8 @@ class _Tick:
         audited = self.restatements.audited([name for names in wanted.values() for name in names], since)
         requests = []
         for path, names in wanted.items():
-            missed = sorted({key for name in names for key in self._missed(path, audited.get(name, {}), now)})
+            market, lag = calendar(path.calendar), longest_lag(self.catalogue, path)
+            missed = sorted({key for name in names for key in missed_sessions(market, audited.get(name, {}), now, lag)})
             if not missed or self._catching_up(path):
                 continue
             first, last = missed[0], missed[-1]
@@ -271,23 +273,22 @@ class _Tick:
             )
         return requests
 
-    def _missed(self, path: MarketPath, audited: Mapping[str, datetime], now: datetime) -> list[str]:
-        if not audited:
-            return []
-        market = calendar(path.calendar)
-        today = market.session_of(pl.Series([now], dtype=UTC_MICROSECONDS))[0]
-        over = now - longest_lag(self.catalogue, path)
-        sessions = market.sessions(date.fromisoformat(min(audited)), today)
-        missed = []
-        for label, closes, window_end in sessions.select("session", "closes", "window_end").iter_rows():
-            last = audited.get(label.isoformat())
-            if window_end < over and (last is None or last < closes):
-                missed.append(label.isoformat())
-        return missed
-
     def _catching_up(self, path: MarketPath) -> bool:
         filters = dg.RunsFilter(tags={CATCH_UP_TAG: path.name}, statuses=NOT_FINISHED_STATUSES)
         return bool(self.context.instance.get_run_records(filters, limit=1))
+
+
+def missed_sessions(market: MarketCalendar, audited: Mapping[str, datetime], now: datetime, lag: timedelta) -> list[str]:
+    """Sessions since the first of `audited` (partition -> last audit) that ended over `lag` ago and were not audited after their close."""
+    if not audited:
+        return []
+    today = market.session_of(pl.Series([now], dtype=UTC_MICROSECONDS))[0]
+    sessions = market.sessions(date.fromisoformat(min(audited)), today).select("session", "closes", "window_end")
+    return [
+        label.isoformat()
+        for label, closes, window_end in sessions.iter_rows()
+        if window_end + lag < now and audited.get(label.isoformat(), BEGINNING) < closes
+    ]
 
 
 def assets_of(catalogue: Catalogue, relations: Sequence[str], repository: dg.RepositoryDefinition | None) -> list[dg.AssetKey]:

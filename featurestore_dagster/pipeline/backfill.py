@@ -11,6 +11,7 @@ from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import Dataset
 from featurestore_dagster.pipeline.expectations import expected_rows
 from featurestore_dagster.pipeline.publication import Pipeline
+from featurestore_dagster.pipeline.staleness import MART_SOURCE
 from featurestore_dagster.projections.postgres_table import feature_schema
 from featurestore_dagster.projections.relation import Relation, dataset_relation, stream_relation
 from featurestore_dagster.stores.postgres.measurements import Measurements
@@ -65,13 +66,14 @@ def plan_backfill(
     relation = stream_relation(view, stream)
     states = pipeline.ledger.partitions(relation.name)
     stale = pipeline.stale(view, stream, sessions)
+    inputs = (*stream.inputs, *([MART_SOURCE] if view.mart else []))
     unfetched = [
         dataset
         for dataset in fetchable
-        if dataset in stream.inputs and set(stale) - pipeline.ledger.partitions(dataset_relation(dataset).name).keys()
+        if dataset in inputs and set(stale) - pipeline.ledger.partitions(dataset_relation(dataset).name).keys()
     ]
     rows = _owed(pipeline, relation, view, stream, stale)
-    paces = [measured.seconds_per_row(name) for name in (relation.name, *(dataset_relation(d).name for d in unfetched))]
+    paces = [measured.seconds_per_partition(name) for name in (relation.name, *(dataset_relation(d).name for d in unfetched))]
     per_row = measured.bytes_per_row("features", view.name)
     entities = len(listings_of(pipeline.catalogue, view, stream)) if view.online and not states else 0
     return StreamBackfill(
@@ -82,7 +84,7 @@ def plan_backfill(
         unfetched=tuple(unfetched),
         chunks=tuple(_chunks(relation, rows)),
         rows=sum(rows.values()),
-        seconds=sum(rows.values()) * sum(pace for pace in paces if pace) if None not in paces else None,
+        seconds=None if None in paces else len(stale) * sum(pace or 0 for pace in paces),
         postgres_bytes=int(
             sum(count for key, count in rows.items() if key not in states)
             * (per_row or POSTGRES_BYTES_PER_ROW + POSTGRES_BYTES_PER_COLUMN * len(feature_schema(view)))

@@ -141,7 +141,9 @@ class Inputs:
         return inputs
 
     def mart_batches(self, mart: str, ends: Sequence[datetime]) -> list[int]:
-        """For each of `ends` (ascending): newest batch of a mart with a row that was usable by then, or 0."""
+        """For each of `ends` (ascending): newest batch of a mart with a row that was usable by then, or 0; 0 before dbt has built it."""
+        if not self.store.has_mart(mart):
+            return [0] * len(ends)
         batches = self.store.read_mart(mart, MART_COLUMNS).select(
             pl.max_horizontal("event_timestamp", "known_at").alias("usable"), "batch_id"
         )

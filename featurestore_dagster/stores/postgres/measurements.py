@@ -1,4 +1,4 @@
-"""What rows cost, measured: seconds from the ledger, bytes from the server. What is estimated with it belongs to the callers."""
+"""What rows and partitions cost: seconds from the ledger, bytes from the server. What is estimated with it belongs to the callers."""
 
 from dataclasses import dataclass
 
@@ -15,12 +15,11 @@ class Measurements:
 
     settings: PostgresSettings
 
-    def seconds_per_row(self, relation: str) -> float | None:
-        """Of the greatest recent batch of a relation, whose fixed costs weigh least; None before the first one with rows."""
+    def seconds_per_partition(self, relation: str) -> float | None:
+        """Of the greatest recent batch of a relation, whose fixed costs weigh least; None before the first one."""
         query = (
-            "select sum(seconds) / sum(rows_total) from (select * from ops.publications where relation = %s"
-            " order by publication_id desc limit %s) recent where seconds is not null and rows_published > 0"
-            " group by batch_id order by sum(rows_total) desc limit 1"
+            "select avg(seconds) from (select batch_id, seconds from ops.publications where relation = %s"
+            " order by publication_id desc limit %s) recent where seconds is not null group by batch_id order by count(*) desc limit 1"
         )
         with connect(self.settings) as connection:
             row = connection.execute(query, [relation, RECENT]).fetchone()

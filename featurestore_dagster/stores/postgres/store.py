@@ -181,6 +181,12 @@ class PostgresStore:
         )
         return actions.join(closes, on=["symbol", "event_timestamp"], how="left")
 
+    def has_mart(self, mart: str) -> bool:
+        """Whether dbt has built a mart."""
+        with connect(self.settings) as connection:
+            found = connection.execute("select to_regclass(%s) is not null", [f'"marts"."{mart}"']).fetchone()
+        return found == (True,)
+
     def read_mart(self, mart: str, columns: Mapping[str, pl.DataType]) -> pl.DataFrame:
         """The named columns of a dbt mart, unsorted."""
         query = sql.SQL("select {} from {}").format(_names(columns), sql.Identifier("marts", mart))
