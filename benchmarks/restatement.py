@@ -296,17 +296,21 @@ def live_bar() -> dict[str, float | int | str]:
         def run(partitions: list[str]) -> dict[str, float]:
             steps: dict[str, float] = {}
 
-            def timed(name: str, work: Callable[[], Any]) -> None:
-                began = time.perf_counter()
-                work()
+            def timed(name: str) -> None:
+                nonlocal began
                 steps[name] = time.perf_counter() - began
+                began = time.perf_counter()
 
+            began = time.perf_counter()
             for dataset in (US_EQUITY_CORPORATE_ACTIONS, US_EQUITY_CANDLES_1D):
-                timed(dataset.name, lambda dataset=dataset: list(platform.pipeline.ingest(dataset, partitions)))
+                list(platform.pipeline.ingest(dataset, partitions))
+                timed(dataset.name)
             for view in views:
-                timed(view.name, lambda view=view: list(platform.pipeline.materialise(view, view.streams[0], partitions)))
+                list(platform.pipeline.materialise(view, view.streams[0], partitions))
+                timed(view.name)
             for view in views:
-                timed(f"online {view.name}", lambda view=view: sync_view(view, platform.store, platform.online, platform.clock.now()))
+                sync_view(view, platform.store, platform.online, platform.clock.now())
+                timed(f"online {view.name}")
             return steps
 
         run(keys[:-1])
@@ -397,7 +401,7 @@ def _query(settings: Settings, text: str) -> list[tuple[Any, ...]]:
     import psycopg
 
     with psycopg.connect(settings.postgres.conninfo) as connection:
-        return connection.execute(text).fetchall()  # type: ignore[call-overload, no-any-return]
+        return connection.execute(text).fetchall()  # type: ignore[call-overload]
 
 
 def _fetches_nothing(*_: object) -> pl.DataFrame:

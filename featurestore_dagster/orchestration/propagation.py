@@ -2,7 +2,7 @@
 
 New data, late data, corrections and replayed rows look alike in the ledger: a publication with a greater id than those that a dependent
 read. What is stale is decided in `pipeline.staleness`; a request is a row of `ops.restatements` before Dagster hears of it, so that a
-sensor killed anywhere repeats it and loses nothing. ADR 0014 says why this is no declarative automation.
+sensor killed anywhere repeats it and loses nothing. ADR 0001 says why this is no declarative automation.
 """
 
 import json
