@@ -15,7 +15,8 @@ from featurestore_dagster.orchestration.assets.raw import build_raw_asset
 from featurestore_dagster.orchestration.assets.views import build_stream_asset
 from featurestore_dagster.orchestration.jobs import build_path_job, paths
 from featurestore_dagster.orchestration.platform import Platform
-from featurestore_dagster.orchestration.schedules import build_path_schedule
+from featurestore_dagster.orchestration.propagation import build_propagation_sensor
+from featurestore_dagster.orchestration.schedules import build_fallback_schedule, build_path_schedule, fallback_views
 from featurestore_dagster.orchestration.sensors import build_file_sensor, build_freshness_sensor, freshness_checks
 from featurestore_dagster.settings import Settings
 
@@ -44,8 +45,11 @@ def build_definitions(settings: Settings, catalogue: Catalogue | None = None, **
         ],
         asset_checks=freshness_checks(catalogue),
         jobs=list(jobs.values()),
-        schedules=[build_path_schedule(catalogue, path) for path in routes],
-        sensors=[build_freshness_sensor(catalogue), build_file_sensor(catalogue, jobs)],
+        schedules=[
+            *(build_path_schedule(catalogue, path) for path in routes),
+            *(build_fallback_schedule(catalogue, path) for path in routes if fallback_views(path)),
+        ],
+        sensors=[build_freshness_sensor(catalogue), build_file_sensor(catalogue, jobs), build_propagation_sensor(catalogue, jobs)],
         resources={"platform": Platform(settings, catalogue), "dbt": dbt, **resource_overrides},
     )
 

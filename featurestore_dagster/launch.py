@@ -1,4 +1,7 @@
-"""Run calendars' paths over ranges of sessions, here and now: `python -m featurestore_dagster.launch JOB START END [JOB START END ...]`.
+"""Run jobs over ranges of sessions, here and now: `python -m featurestore_dagster.launch RUN [RUN ...]`.
+
+Each RUN is a JSON object: `job`, `first` and `last` partition, and optionally `assets` (the part of the job to run; a mart stands for all
+its models) and `tags`.
 
 For the command line: the caller starts this module with the environment of `Settings.child_environment`, and reads one JSON line per
 asset step from standard output. The runs follow one another in one process, since loading the code costs more than a short run, and are
@@ -6,13 +9,18 @@ recorded in Dagster's storage like any other. Deciding what to run does not belo
 """
 
 import json
+import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run_iterator
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PARTITION_NAME_TAG
+
+from featurestore_dagster.orchestration import asset_keys
+from featurestore_dagster.orchestration.launched_runs import PROCESS_TAG, end_abandoned, process_identity
 
 STEP_EVENTS = {
     dg.DagsterEventType.STEP_START: "started",
@@ -26,11 +34,16 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 """Each event of ten years of partitions on the console would cost more than the work."""
 
 
-def main(*jobs: str) -> int:
-    """Execute each job over its [start, end]; 0 when all runs succeeded, 1 when a step failed.
+BACKFILL_TAG = "featurestore/backfill"
+BACKFILL_NICENESS = 10
+"""A backfill leaves the processor to whoever serves live bars."""
+
+
+def main(*runs: str) -> int:
+    """Execute each run; 0 when all succeeded, 1 when a step failed.
 
     Args:
-        jobs: Name of a job, first and last partition; again for each further job.
+        runs: See the module.
 
     Prints JSON lines, for each run: {"run_id"} first, then {"step", "state", "seconds", "message"} for each change of a step, last
     {"status"}.
@@ -38,13 +51,25 @@ def main(*jobs: str) -> int:
     from featurestore_dagster.definitions import defs
 
     with dg.DagsterInstance.get() as instance:
-        succeeded = [_run(defs.resolve_job_def(name), start, end, instance) for name, start, end in zip(*[iter(jobs)] * 3, strict=True)]
+        end_abandoned(instance)
+        succeeded = [_run(json.loads(run), defs, instance) for run in runs]
     return 0 if all(succeeded) else 1
 
 
-def _run(job: dg.JobDefinition, start: str, end: str, instance: dg.DagsterInstance) -> bool:
-    tags = {PARTITION_NAME_TAG: start} if start == end else {ASSET_PARTITION_RANGE_START_TAG: start, ASSET_PARTITION_RANGE_END_TAG: end}
-    run = instance.create_run_for_job(job, run_config=QUIET, tags=tags)
+def _run(wanted: Mapping[str, Any], defs: dg.Definitions, instance: dg.DagsterInstance) -> bool:
+    first, last, tags = wanted["first"], wanted["last"], wanted.get("tags", {})
+    span = {PARTITION_NAME_TAG: first} if first == last else {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
+    assets = set(map(dg.AssetKey.from_user_string, wanted.get("assets", ())))
+    if marts := [key.path[-1] for key in assets if key.path[0] == "marts"]:
+        assets |= asset_keys.mart_models(*marts).resolve(defs.resolve_asset_graph())
+    job = defs.resolve_job_def(wanted["job"])
+    if assets:
+        job = job.get_subset(asset_selection=assets)
+    if BACKFILL_TAG in tags:
+        os.nice(max(0, BACKFILL_NICENESS - os.nice(0)))
+    run = instance.create_run_for_job(
+        job, run_config=QUIET, tags={**span, **tags, PROCESS_TAG: process_identity()}, asset_selection=frozenset(assets) or None
+    )
     _say({"run_id": run.run_id})
     for event in execute_run_iterator(InMemoryJob(job), run, instance):
         state = STEP_EVENTS.get(event.event_type)

@@ -2,7 +2,7 @@
 
 import typer
 
-from featurestore_dagster.cli import audit, browse, demo, feast, normalisation, operate, quarantine, serve, store
+from featurestore_dagster.cli import audit, backfill, browse, demo, feast, normalisation, operate, quarantine, restatements, serve, store
 
 app = typer.Typer(
     name="featurestore",
@@ -21,6 +21,7 @@ app.command()(serve.serve)
 app.command()(store.apply)
 app.command()(store.plan)
 app.command()(operate.materialize)
+app.command()(backfill.backfill)
 app.command(name="list")(browse.list_declarations)
 app.command()(browse.info)
 app.command()(browse.get)
@@ -30,4 +31,5 @@ app.command()(store.generate)
 app.command()(browse.env)
 app.add_typer(audit.app, name="audit")
 app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(restatements.app, name="restatements")
 app.command(name="feast", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(feast.feast)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
-from itertools import chain
 from typing import Annotated, Any
 
 import polars as pl
@@ -147,7 +146,7 @@ def materialize(
     Example: `featurestore materialize 2018-12-01 2018-12-31 --calendar XNYS`, or `... --calendar COP --cadence 5m`
     """
     settings = Settings()
-    first, last = _day(start), _day(end)
+    first, last = as_day(start), as_day(end)
     if first > last:
         raise typer.BadParameter(f"START {start} is after END {end}")
     known = list(dict.fromkeys(dataset.calendar for dataset in CATALOGUE.datasets))
@@ -186,12 +185,14 @@ class PathRun:
 
 @dataclass(frozen=True)
 class PathRange:
-    """What to run: the path of a calendar, from the first to the last day."""
+    """What to run: the path of a calendar, or some of its assets, from the first to the last day."""
 
     calendar_name: str
     first: date
     last: date
     cadence: Timeframe | None = None
+    assets: tuple[str, ...] = ()
+    tags: tuple[tuple[str, str], ...] = ()
 
     @property
     def job(self) -> str:
@@ -213,14 +214,18 @@ def run_paths(settings: Settings, ranges: Sequence[PathRange], *, quiet: bool = 
     """As `run_path` for one after another, in one process; each outcome appears when its run has ended."""
     from featurestore_dagster.supervisor.tree import prepare_dagster_home
 
-    found = {wanted: _sessions(settings, wanted.calendar_name, wanted.first, wanted.last) for wanted in ranges}
-    jobs = [(wanted.job, sessions[0].isoformat(), sessions[-1].isoformat()) for wanted, sessions in found.items() if sessions]
-    if not jobs:
+    found = {wanted: sessions_between(settings, wanted.calendar_name, wanted.first, wanted.last) for wanted in ranges}
+    runs = [
+        json.dumps({"job": w.job, "first": str(sessions[0]), "last": str(sessions[-1]), "assets": w.assets, "tags": dict(w.tags)})
+        for w, sessions in found.items()
+        if sessions
+    ]
+    if not runs:
         yield from [None] * len(ranges)
         return
     prepare_dagster_home(settings)
     log = settings.data_folder / "launch.log"
-    command = [sys.executable, "-m", "featurestore_dagster.launch", *chain.from_iterable(jobs)]
+    command = [sys.executable, "-m", "featurestore_dagster.launch", *runs]
     with (
         log.open("ab") as stderr,
         subprocess.Popen(command, env=settings.child_environment(), stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
@@ -267,7 +272,7 @@ def _followed(settings: Settings, process: subprocess.Popen[str], job: str, sess
     )  # fmt: skip
 
 
-def _sessions(settings: Settings, calendar_name: str, first: date, last: date) -> list[date]:
+def sessions_between(settings: Settings, calendar_name: str, first: date, last: date) -> list[date]:
     """Sessions of the range that the partition definition has: from the first listing to the clock's session."""
     market = calendar(calendar_name)
     catalogue = CATALOGUE.with_sources(settings.source_names)
@@ -282,7 +287,8 @@ def _sessions(settings: Settings, calendar_name: str, first: date, last: date) -
     return market.sessions(low, high)["session"].to_list() if low <= high else []
 
 
-def _day(text: str) -> date:
+def as_day(text: str) -> date:
+    """An ISO date, or BadParameter."""
     try:
         return date.fromisoformat(text)
     except ValueError:

@@ -22,6 +22,11 @@ def mart(name: str) -> dg.AssetKey:
     return dg.AssetKey(["marts", name])
 
 
+def mart_models(*names: str) -> dg.AssetSelection:
+    """These marts with every model that they are built from."""
+    return dg.AssetSelection.assets(*map(mart, names)).upstream() & dg.AssetSelection.key_prefixes(["staging"], ["marts"])
+
+
 def stream(view: FeatureView, part: Stream) -> dg.AssetKey:
     """Asset of a stream: the view's name, the stream's where the view has several, and the version of a superseded view.
 

@@ -71,9 +71,8 @@ def build_path_job(catalogue: Catalogue, path: MarketPath) -> UnresolvedAssetJob
     keys += [asset_keys.stream(view, stream) for view, stream in streams]
     online = dict.fromkeys(asset_keys.online(view) for view, _ in streams if view.online)
     selection: dg.AssetSelection = dg.AssetSelection.assets(*keys, *online)
-    for mart in {view.mart for view, _ in streams if view.mart}:
-        models = dg.AssetSelection.assets(asset_keys.mart(mart)).upstream() & dg.AssetSelection.key_prefixes(["staging"], ["marts"])
-        selection |= models
+    if marts := {view.mart for view, _ in streams if view.mart}:
+        selection |= asset_keys.mart_models(*marts)
     cadence = f"{path.cadence} bars" if path.cadence else "bars of an hour and longer"
     return dg.define_asset_job(
         path.name,

@@ -152,7 +152,7 @@ def _entries(
         error_info=None,
         level=logging.DEBUG,
         user_message="",
-        run_id=context.run_id,
+        run_id=context.run.run_id,
         timestamp=time.time(),
         step_key=step.step.key,
         job_name=context.run.job_name,
@@ -187,7 +187,7 @@ def _record_checks(context: dg.AssetExecutionContext, outcomes: list[PartitionOu
             passed=not outcome.blocked,
             metadata={name: dg.MetadataValue.int(value) if isinstance(value, int) else value for name, value in metadata.items()},
             target_materialization_data=target
-            and AssetCheckEvaluationTargetMaterializationData(storage_id=target, run_id=context.run_id, timestamp=time.time()),
+            and AssetCheckEvaluationTargetMaterializationData(storage_id=target, run_id=context.run.run_id, timestamp=time.time()),
             blocking=True,
             partition=outcome.partition_key,
         )

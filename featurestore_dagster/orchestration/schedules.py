@@ -1,13 +1,34 @@
 """Schedules: each calendar's path at the cadence of its streams, in the market's own time. A holiday starts nothing."""
 
+from collections.abc import Iterable, Sequence
+from datetime import date, datetime, timedelta
+
 import dagster as dg
 import polars as pl
+from dagster._core.storage.tags import PRIORITY_TAG
+from dagster._utils.schedules import schedule_execution_time_iterator
 
-from featurestore_dagster.calendars import calendar
+from featurestore_dagster.calendars import MarketCalendar, calendar
+from featurestore_dagster.calendars.exchange_hours import COLOMBIAN_PESO
+from featurestore_dagster.features.services import OBSERVATION_15D
 from featurestore_dagster.model.catalogue import Catalogue
+from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
+from featurestore_dagster.model.time import Timeframe
 from featurestore_dagster.orchestration.jobs import SLOW, MarketPath
 from featurestore_dagster.orchestration.platform import Platform
+from featurestore_dagster.serving.slo_state import stream_state
+
+FALLBACK_CRON = "*/15 13-18 * * 1-5"
+"""Of the peso's session, UTC."""
+
+LIVE_PRIORITY = "10"
+"""In Dagster's queue: before propagation, and before backfills, which have 0."""
+
+
+def longest_lag(catalogue: Catalogue, path: MarketPath) -> timedelta:
+    """How long after a session its path is still asked for: the longest SLO, at most an hour."""
+    return min(max(view.slo_of(stream).max_lag for view, stream in path.streams(catalogue)), SLOW)
 
 
 def build_path_schedule(catalogue: Catalogue, path: MarketPath) -> dg.ScheduleDefinition:
@@ -19,7 +40,7 @@ def build_path_schedule(catalogue: Catalogue, path: MarketPath) -> dg.ScheduleDe
     streams = path.streams(catalogue)
     crons = sorted({stream.schedule for _, stream in streams})
     timeframes = {stream.timeframe for _, stream in streams}
-    longest_lag = min(max(view.slo_of(stream).max_lag for view, stream in streams), SLOW)
+    lag = longest_lag(catalogue, path)
     market = calendar(path.calendar)
 
     @dg.schedule(
@@ -31,12 +52,58 @@ def build_path_schedule(catalogue: Catalogue, path: MarketPath) -> dg.ScheduleDe
     )
     def path_schedule(context: dg.ScheduleEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.RunRequest | dg.SkipReason:
         now = platform.clock.now()
-        newest = max(market.latest_bar_end(timeframe, now) for timeframe in timeframes)
-        label = market.session_of(pl.Series([newest], dtype=UTC_MICROSECONDS))[0]
-        if now > market.session(label).window_end + longest_lag:
+        if platform.clock.replayed is None and (later := _tick_between(context, crons, market.time_zone, now)):
+            # A daemon that was down hands in the ticks that it missed: the newest one asks for all that is new.
+            return dg.SkipReason(f"missed: the tick of {later.isoformat()} asks for the session, the propagation sensor for earlier ones")
+        label = _newest_session(market, timeframes, now)
+        if now > market.session(label).window_end + lag:
             following = min(market.next_bar_end(timeframe, now) for timeframe in timeframes)
             return dg.SkipReason(f"calendar {path.calendar}: no bar since session {label}; the next one ends at {following.isoformat()}")
-        tick = context.scheduled_execution_time.replace(second=0, microsecond=0)
-        return dg.RunRequest(run_key=f"{label}:{tick.isoformat()}", partition_key=label.isoformat())
+        return _live_run(context, label)
 
     return path_schedule
+
+
+def fallback_views(path: MarketPath) -> tuple[FeatureView, ...]:
+    """Views on a path that are asked for once more when they are late: those of the trading agent's observation, in its market."""
+    return OBSERVATION_15D.views if path.calendar == COLOMBIAN_PESO else ()
+
+
+def build_fallback_schedule(catalogue: Catalogue, path: MarketPath) -> dg.ScheduleDefinition:
+    """Runs the path again for the session of the newest bar while a view of the observation is late."""
+    views = fallback_views(path)
+    streams = [(view, stream) for view, stream in path.streams(catalogue) if view in views and catalogue.is_fed(stream)]
+    timeframes = {stream.timeframe for _, stream in path.streams(catalogue)}
+
+    @dg.schedule(
+        name=f"{path.name}_fallback_schedule",
+        cron_schedule=FALLBACK_CRON,
+        execution_timezone="UTC",
+        job_name=path.name,
+        description=f"{path.name} once more while a view of {OBSERVATION_15D.name} is late",
+    )
+    def fallback_schedule(context: dg.ScheduleEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.RunRequest | dg.SkipReason:
+        now = platform.clock.now()
+        states = [stream_state(catalogue, platform.store, view, stream, now) for view, stream in streams]
+        if not any(state.freshness.state.overdue for state in states):
+            return dg.SkipReason(f"no view of {OBSERVATION_15D.name} on {path.name} is late")
+        return _live_run(context, _newest_session(calendar(path.calendar), timeframes, now))
+
+    return fallback_schedule
+
+
+def _tick_between(context: dg.ScheduleEvaluationContext, crons: Sequence[str], time_zone: str, now: datetime) -> datetime | None:
+    """The first tick after the context's, when it is not in the future."""
+    since = context.scheduled_execution_time.timestamp() + 1
+    later = next(schedule_execution_time_iterator(since, crons, time_zone, ascending=True))
+    return later if later <= now else None
+
+
+def _newest_session(market: MarketCalendar, timeframes: Iterable[Timeframe], now: datetime) -> date:
+    newest = max(market.latest_bar_end(timeframe, now) for timeframe in timeframes)
+    return market.session_of(pl.Series([newest], dtype=UTC_MICROSECONDS))[0]  # type: ignore[no-any-return]
+
+
+def _live_run(context: dg.ScheduleEvaluationContext, session: date) -> dg.RunRequest:
+    tick = context.scheduled_execution_time.replace(second=0, microsecond=0)
+    return dg.RunRequest(run_key=f"{session}:{tick.isoformat()}", partition_key=session.isoformat(), tags={PRIORITY_TAG: LIVE_PRIORITY})

@@ -6,11 +6,12 @@ Formulas belong to `compute`; auditing and publishing belong to `publication`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from itertools import pairwise
 
 import polars as pl
 
-from featurestore_dagster.calendars import calendar
+from featurestore_dagster.calendars import Session, calendar
 from featurestore_dagster.features.macro_series import BENCHMARK_BARS, BENCHMARKS, series_inputs
 from featurestore_dagster.features.raw_tables import (
     COMPANY_FACTS,
@@ -112,35 +113,44 @@ class Inputs:
         priority = [source.name for source in self.catalogue.sources if dataset in source.datasets]
         return self.store.read_raw(dataset, start, end, as_of=as_of, priority=priority, all_versions=all_versions)
 
-    def publications(
-        self, view: FeatureView, stream: Stream, calendar_name: str, chunk: Sequence[str], start: datetime
-    ) -> dict[str, dict[str, int]]:
-        """Per partition: newest publication of each input relation that its computation can see, and newest batch of the mart."""
+    def publications(self, view: FeatureView, stream: Stream, calendar_name: str, keys: Sequence[str]) -> dict[str, dict[str, int]]:
+        """Per partition: newest publication of each input relation that its computation can see, and newest batch of the mart.
+
+        What a partition can see depends on the partition alone, not on what is computed with it.
+        """
         market = calendar(calendar_name)
-        ends = [market.session(date.fromisoformat(key)).window_end for key in chunk]
-        inputs: dict[str, dict[str, int]] = {key: {} for key in chunk}
+        sessions = [market.session(date.fromisoformat(key)) for key in keys]
+        starts, ends = [session.window_start for session in sessions], [session.window_end for session in sessions]
+        inputs: dict[str, dict[str, int]] = {key: {} for key in keys}
         for dataset in stream.inputs:
             name = f"raw.{dataset.name}"
             # The cumulative factor holds every action since the beginning, and the closes before each.
             cumulative = dataset.bars and any("adjustment_factor" in feature.input_columns for feature in view.features)
-            since = BEGINNING if cumulative else self._since(view, stream, dataset, start)
-            for key, newest in zip(chunk, self.ledger.newest_writes(name, since, ends), strict=True):
+            since = [BEGINNING] * len(keys) if cumulative else [self._since(view, stream, dataset, start) for start in starts]
+            for key, newest in zip(keys, self.ledger.newest_writes(name, since, ends), strict=True):
                 inputs[key][name] = newest
         for member in view.members:
-            since = start - _reach(member, stream)
+            since = [start - _reach(member, stream) for start in starts]
+            settled = [end + SETTLING for end in ends]
             for name in (stream_relation(member, part).name for part in member.streams):
-                for key, newest in zip(chunk, self.ledger.newest_writes(name, since, [end + SETTLING for end in ends]), strict=True):
+                for key, newest in zip(keys, self.ledger.newest_writes(name, since, settled), strict=True):
                     inputs[key][name] = newest
         if view.mart is not None:
-            mart = self.store.read_mart(view.mart, MART_COLUMNS)
-            batches = mart.select(pl.max_horizontal("event_timestamp", "known_at").alias("usable"), "batch_id").sort("usable")
-            newest_batch = batches.with_columns(pl.col("batch_id").cum_max())
-            seen = pl.DataFrame({"end": ends}, schema={"end": UTC_MICROSECONDS}).join_asof(
-                newest_batch, left_on="end", right_on="usable", check_sortedness=False
-            )
-            for key, batch in zip(chunk, seen["batch_id"].fill_null(0), strict=True):
+            for key, batch in zip(keys, self.mart_batches(view.mart, ends), strict=True):
                 inputs[key][f"marts.{view.mart}"] = batch
         return inputs
+
+    def mart_batches(self, mart: str, ends: Sequence[datetime]) -> list[int]:
+        """For each of `ends` (ascending): newest batch of a mart with a row that was usable by then, or 0; 0 before dbt has built it."""
+        if not self.store.has_mart(mart):
+            return [0] * len(ends)
+        batches = self.store.read_mart(mart, MART_COLUMNS).select(
+            pl.max_horizontal("event_timestamp", "known_at").alias("usable"), "batch_id"
+        )
+        newest = batches.sort("usable").with_columns(pl.col("batch_id").cum_max())
+        asked = pl.DataFrame({"end": ends}, schema={"end": UTC_MICROSECONDS})
+        seen = asked.join_asof(newest, left_on="end", right_on="usable", check_sortedness=False)
+        return seen["batch_id"].fill_null(0).to_list()
 
     def _frames(
         self, view: FeatureView, stream: Stream, start: datetime, end: datetime, as_of: datetime, *, snapshots: pl.DataFrame | None = None
@@ -240,12 +250,24 @@ class Inputs:
         if not on_own and stream.is_bar_by_bar:
             grains = [grain for grain in grains if grain is not Grain.BARS]
         look_back = max((feature.look_back_bars for grain in grains for feature in view.by_grain[grain]), default=0)
-        anchor = stream.inputs[0].timeframe.anchor(start)
+        anchor = _chunk_start(stream.calendar, stream.inputs[0].timeframe, start)
         since = bars_before(dataset.calendar, dataset.timeframe, anchor, look_back + SPARE_BARS)
         if on_own and _reads_sessions(view):
             market = calendar(dataset.calendar)
             return min(since, market.session(market.previous_sessions(anchor.date(), USUAL_SESSIONS + SPARE_SESSIONS)).window_start)
         return since
+
+
+@lru_cache(maxsize=10_000)
+def _chunk_start(calendar_name: str, timeframe: Timeframe, start: datetime) -> datetime:
+    """Start of the first session of the chunk that holds the session which begins at `start`."""
+    market = calendar(calendar_name)
+
+    def owner(instant: datetime) -> Session:
+        label = market.session_of(pl.Series([instant + timedelta(microseconds=1)], dtype=UTC_MICROSECONDS))[0]
+        return market.session(label)
+
+    return min(owner(timeframe.anchor(owner(start).window_end)).window_start, start)
 
 
 def _reach(member: FeatureView, stream: Stream) -> timedelta:
@@ -261,6 +283,7 @@ def _reads_sessions(view: FeatureView) -> bool:
     return any("session_volume" in name or "session_turnover" in name for f in view.by_grain[Grain.BARS] for name in f.input_columns)
 
 
+@lru_cache(maxsize=10_000)
 def bars_before(calendar_name: str, timeframe: Timeframe, instant: datetime, count: int) -> datetime:
     """The instant just before the last `count` bar ends of a calendar up to `instant`."""
     market = calendar(calendar_name)

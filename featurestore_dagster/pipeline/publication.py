@@ -4,7 +4,8 @@ Each chunk is computed from its calendar anchor, audited, and published in one t
 most one chunk, and the same inputs give the same bits in any order. Dagster does not belong here: it consumes the outcomes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from itertools import groupby
@@ -76,12 +77,14 @@ class Pipeline:
         """
         relation = dataset_relation(dataset)
         for chunk in self._chunks(relation, partitions):
+            began = time.perf_counter()
             start, end = self._range(relation, chunk)
             rows = self.fetch(dataset, start, end)
             timed = rows.schema.get("event_timestamp") == UTC_MICROSECONDS and not rows["event_timestamp"].null_count()
             if timed and not epoch_complaints(dataset, rows, self.clock.now()):
                 rows = rows.filter(calendar(dataset.calendar).session_of(rows["event_timestamp"]).cast(pl.String).is_in(chunk))
-            yield from self._publish(relation, self._audit_dataset(dataset, rows, chunk, start, end), chunk, {}, run_id)
+            audit = self._audit_dataset(dataset, rows, chunk, start, end)
+            yield from self._publish(relation, audit, chunk, {}, run_id, seconds=time.perf_counter() - began)
 
     def materialise(self, view: FeatureView, stream: Stream, partitions: Sequence[str], run_id: str = "") -> Iterator[PartitionOutcome]:
         """Compute, audit and publish partitions of a stream, in calendar order.
@@ -95,27 +98,40 @@ class Pipeline:
         blocked = {key for _, key in self.ledger.blocked(relation.name)}
         nothing = pl.DataFrame(schema=relation.frame_schema)
         for chunk in self._chunks(relation, partitions):
-            chunk_start, _ = self._range(relation, chunk)
-            inputs = self.inputs.publications(view, stream, relation.calendar, chunk, chunk_start)
-            states = self.ledger.partitions(relation.name, chunk)
-            changed = [
-                key
-                for key in chunk
-                if key in blocked
-                or key not in states
-                or (states[key].inputs, states[key].code_version) != (inputs[key], relation.code_version)
-            ]
+            began = time.perf_counter()
+            inputs = self.inputs.publications(view, stream, relation.calendar, chunk)
+            stale = self._stale(relation, inputs)
+            changed = [key for key in chunk if key in blocked or key in stale]
             for key in chunk:
                 if key not in changed:
                     yield PartitionOutcome(key, None, None, nothing)
             if not changed:
                 continue
             start, end = self._range(relation, changed)
-            rows = self.inputs.compute(view, stream, start, end, chunk_start=chunk_start)
+            rows = self.inputs.compute(view, stream, start, end, chunk_start=self._range(relation, chunk)[0])
             keep = calendar(stream.calendar).session_of(rows["event_timestamp"]).cast(pl.String).is_in(changed)
             listings = listings_of(self.catalogue, view, stream)
             audit = audit_stream(view, stream, rows.filter(keep), changed, listings=listings, now=self.clock.now())
-            yield from self._publish(relation, audit, changed, inputs, run_id)
+            yield from self._publish(relation, audit, changed, inputs, run_id, seconds=time.perf_counter() - began)
+
+    def stale(self, view: FeatureView, stream: Stream, partitions: Sequence[str]) -> list[str]:
+        """Those of these partitions, ascending, that were never published, or from other inputs or by other code than the present ones.
+
+        Raises:
+            UnknownPartitionError: A key is not a session of the calendar.
+        """
+        relation = stream_relation(view, stream)
+        keys = [key for chunk in self._chunks(relation, partitions) for key in chunk]
+        stale = self._stale(relation, self.inputs.publications(view, stream, relation.calendar, keys)) if keys else set()
+        return [key for key in keys if key in stale]
+
+    def _stale(self, relation: Relation, inputs: Mapping[str, dict[str, int]]) -> set[str]:
+        states = self.ledger.partitions(relation.name, list(inputs))
+        return {
+            key
+            for key, present in inputs.items()
+            if key not in states or (states[key].inputs, states[key].code_version) != (present, relation.code_version)
+        }
 
     def replay(self, dataset: Dataset, rows: pl.DataFrame, run_id: str = "") -> Iterator[PartitionOutcome]:
         """Audit quarantined rows of a dataset again, with what is known now, and publish those that pass.
@@ -172,6 +188,7 @@ class Pipeline:
         run_id: str,
         *,
         supersede: bool = True,
+        seconds: float | None = None,
     ) -> Iterator[PartitionOutcome]:
         blocked = {key: [check.as_dict() for check in part.failed] for key, part in audit.partitions.items() if part.blocked}
         good = [key for key in chunk if key not in blocked]
@@ -179,7 +196,9 @@ class Pipeline:
         published: dict[str, Publication] = {}
         if good:
             refused = audit.quarantined.filter(~in_blocked)
-            results = self.store.publish(relation, audit.rows, good, quarantined=refused, inputs=inputs, run_id=run_id, supersede=supersede)
+            results = self.store.publish(
+                relation, audit.rows, good, quarantined=refused, inputs=inputs, run_id=run_id, supersede=supersede, seconds=seconds
+            )
             published = {publication.partition_key: publication for publication in results}
         if blocked:
             self.store.block(relation, blocked, audit.quarantined.filter(in_blocked), run_id)

@@ -118,12 +118,13 @@ def test_the_workspace_names_variables_that_children_get() -> None:
     assert {server["host"]["env"], server["port"]["env"]} <= set(Settings.variables())
 
 
-def test_the_instance_has_no_telemetry_and_one_writer_for_each_pool() -> None:
+def test_the_instance_has_no_telemetry_and_a_slot_for_live_runs_beside_a_backfill() -> None:
     instance = yaml.safe_load((PROJECT / "dagster.yaml").read_text())
     storages = [instance[f"{kind}_storage"]["config"]["postgres_url"] for kind in ("run", "schedule", "event_log")]
     assert storages == [{"env": "DAGSTER_PG_URL"}] * 3
     assert instance["telemetry"] == {"enabled": False}
-    assert instance["concurrency"]["pools"]["default_limit"] == 1
+    assert instance["concurrency"]["pools"]["default_limit"] == 2
+    assert {"key": "dagster/backfill", "limit": 1} in instance["concurrency"]["runs"]["tag_concurrency_limits"]
     assert instance["run_monitoring"]["enabled"]
     assert instance["freshness"]["enabled"]
     assert (instance["run_retries"]["max_retries"], instance["run_retries"]["retry_on_asset_or_op_failure"]) == (1, False)

@@ -62,7 +62,7 @@ def complaint(call: str) -> str | None:
     """Why a documented call of `featurestore` would be refused as usage; None when it would not."""
     command = typer.main.get_command(app)
     words = shlex.split(call.replace("...", ""))
-    while words and isinstance(command, TyperGroup):
+    while words and isinstance(command, TyperGroup) and not words[0].startswith("--"):
         if (found := command.commands.get(words[0])) is None:
             return f"{words[0]} is none of {sorted(command.commands)}"
         command, words = found, words[1:]

@@ -60,7 +60,7 @@ def build_raw_asset(catalogue: Catalogue, dataset: Dataset, clock: Clock) -> dg.
     def raw_dataset(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> Iterator[Any]:
         for problem in platform.take_files(dataset):
             context.log.error(problem)
-        outcomes = platform.pipeline.ingest(dataset, list(context.partition_keys), context.run_id)
+        outcomes = platform.pipeline.ingest(dataset, list(context.partition_keys), context.run.run_id)
         yield from publish_events(context, outcomes, describe)
 
     return raw_dataset

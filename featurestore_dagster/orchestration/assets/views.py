@@ -80,7 +80,7 @@ def build_stream_asset(catalogue: Catalogue, view: FeatureView, stream: Stream, 
         pool=f"features_{view.name}",
     )
     def stream_features(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> Iterator[Any]:
-        outcomes = platform.pipeline.materialise(view, stream, list(context.partition_keys), context.run_id)
+        outcomes = platform.pipeline.materialise(view, stream, list(context.partition_keys), context.run.run_id)
         yield from publish_events(context, outcomes, describe)
 
     return stream_features

@@ -24,6 +24,7 @@ class PartitionState:
     inputs: dict[str, int]
     code_version: str
     published_at: datetime
+    max_event_timestamp: datetime | None
 
 
 @dataclass(frozen=True)
@@ -51,25 +52,35 @@ class Ledger:
         with connect(self.settings) as connection, connection.cursor(row_factory=class_row(PartitionState)) as cursor:
             cursor.execute(
                 "select distinct on (partition_key) relation, partition_key, publication_id, rows_total, content_hash, inputs,"
-                " code_version, published_at from ops.publications where relation = %(relation)s"
+                " code_version, published_at, max_event_timestamp from ops.publications where relation = %(relation)s"
                 " and (%(keys)s::text[] is null or partition_key = any(%(keys)s)) order by partition_key, publication_id desc",
                 {"relation": relation, "keys": None if keys is None else list(keys)},
             )
             return {state.partition_key: state for state in cursor}
 
-    def newest_writes(self, relation: str, since: datetime, ends: Sequence[datetime]) -> list[int]:
-        """For each of `ends` (ascending): newest publication id that wrote rows of `relation` with since < event time <= end, or 0."""
+    def newest_writes(self, relation: str, since: Sequence[datetime], ends: Sequence[datetime]) -> list[int]:
+        """For each pair of `since` and `ends`: newest publication id that wrote rows of `relation` with since < event time <= end, or 0."""
+        written = self.writes(relation, min(since), max(ends))
+        if written.is_empty():
+            return [0] * len(ends)
+        first, last, ids = (written[name].to_numpy() for name in ("first_event", "last_event", "publication_id"))
+        asked = pl.DataFrame({"since": since, "end": ends}, schema={"since": pl.Datetime("us", "UTC"), "end": pl.Datetime("us", "UTC")})
+        seen = (last > asked["since"].to_numpy()[:, None]) & (first <= asked["end"].to_numpy()[:, None])
+        return (seen * ids).max(axis=1).tolist()  # type: ignore[no-any-return]
+
+    def writes(self, relation: str, since: datetime, end: datetime) -> pl.DataFrame:
+        """Publications that wrote rows of a relation with since < event time <= end.
+
+        Columns `publication_id`, `first_event`, `last_event` (event times of the partition after it), unsorted.
+        """
         query = (
-            "select min_event_timestamp as first_written, publication_id from ops.publications where relation = %(relation)s"
-            " and rows_published > 0 and max_event_timestamp > %(since)s and min_event_timestamp <= %(end)s order by min_event_timestamp"
+            "select publication_id, min_event_timestamp as first_event, max_event_timestamp as last_event from ops.publications"
+            " where relation = %(relation)s and rows_published > 0 and max_event_timestamp > %(since)s and min_event_timestamp <= %(end)s"
         )
-        parameters = {"relation": relation, "since": since, "end": ends[-1]}
         # Asked for each input of each chunk: over the connection that is kept for reads, since opening one costs more than the answer.
-        written = read_frame(self.settings, query, parameters, {"first_written": pl.Datetime("us", "UTC"), "publication_id": pl.Int64()})
-        newest = written.with_columns(pl.col("publication_id").cum_max())
-        asked = pl.DataFrame({"end": ends}, schema={"end": pl.Datetime("us", "UTC")})
-        found = asked.join_asof(newest, left_on="end", right_on="first_written", check_sortedness=False)
-        return found["publication_id"].fill_null(0).to_list()
+        instant = pl.Datetime("us", "UTC")
+        schema = {"publication_id": pl.Int64(), "first_event": instant, "last_event": instant}
+        return read_frame(self.settings, query, {"relation": relation, "since": since, "end": end}, schema)
 
     def newest_event(self, relation: str, up_to: int) -> datetime | None:
         """Greatest event time that publications of a relation up to this number wrote; None when they wrote no row."""

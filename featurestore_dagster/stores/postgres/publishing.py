@@ -36,6 +36,7 @@ LEDGER_COLUMNS = {
     "batch_id": "bigint", "relation": "text", "partition_key": "text", "rows_published": "bigint", "rows_quarantined": "bigint",
     "rows_total": "bigint", "content_hash": "text", "min_event_timestamp": "timestamptz", "max_event_timestamp": "timestamptz",
     "changed": "jsonb", "inputs": "jsonb", "code_version": "text", "run_id": "text", "published_at": "timestamptz",
+    "seconds": "double precision",
 }  # fmt: skip
 LOG_COLUMNS = {
     "relation": "text", "partition_key": "text", "outcome": "text", "checks": "jsonb", "flags": "jsonb", "null_shares": "jsonb",
@@ -74,6 +75,7 @@ class Writer:
     relation: Relation
     run_id: str
     now: datetime
+    seconds: float | None = None
 
     def stored(self, partitions: Sequence[str]) -> pl.DataFrame:
         """Every version in the range of these partitions, columns `relation.frame_schema`, unsorted."""
@@ -187,6 +189,7 @@ class Writer:
                     (
                         batch_id, relation.name, key, count, refused.get(key, 0), total, digest, earliest, latest, json.dumps(change),
                         json.dumps(read, sort_keys=True), relation.code_version, self.run_id, self.now,
+                        None if self.seconds is None else self.seconds / len(partitions),
                     )
                 )  # fmt: skip
         ids = self._insert_ledger(ledger)
@@ -262,10 +265,14 @@ def _changes(relation: Relation, new: pl.DataFrame) -> dict[str, tuple[int, dict
     keys = pl.struct(pl.col(name).cast(pl.String) for name in relation.keys)
     event = pl.col("event_timestamp")
     groups = new.group_by(_sessions(relation, new).alias("session")).agg(
-        pl.len(), keys.unique().sort().alias("keys"), event.min().alias("first"), event.max().alias("last")
+        pl.len(),
+        (pl.col("flags") & QualityFlag.RESTATED.value != 0).sum().alias("restated"),
+        keys.unique().sort().alias("keys"),
+        event.min().alias("first"),
+        event.max().alias("last"),
     )
     result = {}
-    for session, count, found, first, last in groups.iter_rows():
+    for session, count, restated, found, first, last in groups.iter_rows():
         listed = [list(key.values()) for key in found] if len(found) <= CHANGED_KEYS_LISTED else None
-        result[session] = (count, {"keys": listed, "start": first.isoformat(), "end": last.isoformat()})
+        result[session] = (count, {"keys": listed, "start": first.isoformat(), "end": last.isoformat(), "restated": restated})
     return result

@@ -181,6 +181,12 @@ class PostgresStore:
         )
         return actions.join(closes, on=["symbol", "event_timestamp"], how="left")
 
+    def has_mart(self, mart: str) -> bool:
+        """Whether dbt has built a mart."""
+        with connect(self.settings) as connection:
+            found = connection.execute("select to_regclass(%s) is not null", [f'"marts"."{mart}"']).fetchone()
+        return found == (True,)
+
     def read_mart(self, mart: str, columns: Mapping[str, pl.DataType]) -> pl.DataFrame:
         """The named columns of a dbt mart, unsorted."""
         query = sql.SQL("select {} from {}").format(_names(columns), sql.Identifier("marts", mart))
@@ -276,6 +282,7 @@ class PostgresStore:
         inputs: Mapping[str, dict[str, int]] | None = None,
         run_id: str = "",
         supersede: bool = True,
+        seconds: float | None = None,
     ) -> list[Publication]:
         """Write the new versions among `rows`, the ledger rows and the quarantine, in one transaction.
 
@@ -287,6 +294,7 @@ class PostgresStore:
             inputs: Per partition, newest publication id read of each input relation.
             run_id: Who wrote it.
             supersede: The partitions were audited whole: open quarantined rows that did not come again are closed.
+            seconds: What it took to fetch or compute and to audit the rows, for later estimates.
 
         Returns:
             One publication per partition, in the order given. A partition whose content and inputs were published already is not
@@ -295,7 +303,7 @@ class PostgresStore:
         with connect(self.settings) as connection:
             lock_table(connection, relation)
             # The clock is read after the wait: what is known from now on was not known while another writer held the lock.
-            writer = Writer(self.settings, connection, relation, run_id, self.clock.now())
+            writer = Writer(self.settings, connection, relation, run_id, self.clock.now(), seconds)
             return writer.publish(rows, partitions, quarantined, inputs or {}, supersede=supersede)
 
     def block(self, relation: Relation, checks: Mapping[str, object], quarantined: pl.DataFrame, run_id: str = "") -> None:

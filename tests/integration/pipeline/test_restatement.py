@@ -213,5 +213,5 @@ def test_the_ledger_says_what_a_publication_touched(filled: Deployment) -> None:
         "select changed, run_id, rows_published from ops.publications where publication_id = %s", publication.publication_id
     )
     instant = close_of(CORRECTED).isoformat()
-    assert changed == {"keys": [["AAA", "1d"]], "start": instant, "end": instant}
+    assert changed == {"keys": [["AAA", "1d"]], "start": instant, "end": instant, "restated": 1}
     assert (run_id, rows) == ("mend", 1)

@@ -11,7 +11,7 @@ from dagster._utils.schedules import schedule_execution_time_iterator
 
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.features import CATALOGUE
-from featurestore_dagster.model.time import FrozenClock
+from featurestore_dagster.model.time import FrozenClock, SystemClock
 from featurestore_dagster.orchestration.jobs import MarketPath, paths
 from featurestore_dagster.orchestration.partitions import first_session, session_partitions
 from featurestore_dagster.orchestration.platform import Platform
@@ -39,6 +39,8 @@ def tick(schedule: Any, at: datetime) -> dg.RunRequest | dg.SkipReason:
         pytest.param("XNYS", "2026-03-06T16:15", "2026-03-06", id="after the close"),
         pytest.param("XNYS", "2026-03-09T10:35", "2026-03-09", id="first morning of summer time"),
         pytest.param("XNYS", "2018-07-03T16:15", "2018-07-03", id="half day, hours after its close"),
+        pytest.param("XNYS", "2026-11-02T10:35", "2026-11-02", id="first morning of winter time"),
+        pytest.param("FX", "2026-11-01T18:02", "2026-11-01", id="evening of the Sunday that ends summer time"),
         pytest.param("FX", "2026-03-08T18:02", "2026-03-08", id="Sunday evening"),
         pytest.param("FX", "2026-03-09T16:02", "2026-03-08", id="Monday afternoon is still Sunday's session"),
         pytest.param("FX", "2026-03-09T17:02", "2026-03-08", id="the last bar of Sunday's session"),
@@ -74,6 +76,22 @@ def test_without_a_new_bar_nothing_starts_and_the_reason_names_the_next(
     answer = tick(build_path_schedule(CATALOGUE, MarketPath(calendar_name)), new_york(local))
     assert isinstance(answer, dg.SkipReason)
     assert answer.skip_message == (f"calendar {calendar_name}: no bar since session {last}; the next one ends at {next_bar_end}:00+00:00")
+
+
+def test_of_the_ticks_that_a_daemon_missed_only_the_newest_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule, now = build_path_schedule(CATALOGUE, MarketPath("XNYS")), new_york("2026-03-09T16:20").astimezone(UTC)
+    monkeypatch.setattr(SystemClock, "now", lambda _: now)
+    platform = Platform(Settings(), CATALOGUE)
+
+    def answer(local: str) -> Any:
+        context = dg.build_schedule_context(scheduled_execution_time=new_york(local))
+        return schedule._execution_fn.decorated_fn(context, platform=platform)
+
+    early, newest = answer("2026-03-09T15:35"), answer("2026-03-09T16:15")
+    assert isinstance(early, dg.SkipReason)
+    assert str(early.skip_message).startswith("missed: the tick of 2026-03-09T16:15:00-04:00")
+    assert isinstance(newest, dg.RunRequest)
+    assert newest.partition_key == "2026-03-09"
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.name) for path in paths(CATALOGUE) if path.streams(CATALOGUE)])

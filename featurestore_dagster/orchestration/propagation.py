@@ -1,0 +1,306 @@
+"""The propagation sensor: whatever was published, the views that read it follow, once.
+
+New data, late data, corrections and replayed rows look alike in the ledger: a publication with a greater id than those that a dependent
+read. What is stale is decided in `pipeline.staleness`; a request is a row of `ops.restatements` before Dagster hears of it, so that a
+sensor killed anywhere repeats it and loses nothing. ADR 0001 says why this is no declarative automation.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+
+import dagster as dg
+import polars as pl
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES, RunRecord
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PRIORITY_TAG
+
+from featurestore_dagster.calendars import MarketCalendar, calendar
+from featurestore_dagster.model.catalogue import Catalogue
+from featurestore_dagster.model.feature_view import FeatureView, Stream
+from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
+from featurestore_dagster.orchestration import asset_keys
+from featurestore_dagster.orchestration.jobs import MarketPath, paths
+from featurestore_dagster.orchestration.launched_runs import end_abandoned
+from featurestore_dagster.orchestration.platform import Platform
+from featurestore_dagster.orchestration.schedules import longest_lag
+from featurestore_dagster.pipeline.inputs import BEGINNING
+from featurestore_dagster.pipeline.staleness import Staleness, StaleStream, reads
+from featurestore_dagster.projections.relation import dataset_relation, stream_relation
+from featurestore_dagster.stores.postgres.restatements import (
+    DONE,
+    FAILED,
+    REQUESTED,
+    WAITING,
+    Restatement,
+    Restatements,
+    as_causes,
+)
+
+PROPAGATION_SECONDS = 1
+"""Dagster's daemon looks every five seconds; less than that is said so that it never waits for a second look."""
+
+LONGEST_SESSIONS = 1_000
+"""A request for more sessions than this is a backfill: it waits for a person who has seen its preview."""
+
+ATTEMPTS = 3
+RESTATEMENT_TAG = "restatement"
+CATCH_UP_TAG = "catch_up"
+CATCH_UP_DAYS = 45
+"""An outage is looked for this far back; before that, from the newest session that was audited."""
+
+PROPAGATION_PRIORITY = "5"
+"""In Dagster's queue: after live bars, before backfills."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive sessions, and the streams that need all of them."""
+
+    partitions: tuple[str, ...]
+    streams: tuple[tuple[FeatureView, Stream], ...]
+
+
+def blocks(stale: Iterable[StaleStream]) -> list[Block]:
+    """One block for each set of streams that are stale in the same consecutive sessions, the first sessions first.
+
+    A view that joins others is computed in the run that computes them, over the sessions of both: a run of its own could come too early.
+    """
+    streams: dict[tuple[str, ...], list[tuple[FeatureView, Stream]]] = {}
+    for part in stale:
+        for sessions in _consecutive(part):
+            streams.setdefault(sessions, []).append((part.view, part.stream))
+    for joined in {view.label: view for found in streams.values() for view, _ in found if view.members}.values():
+        family = {joined.label, *(member.label for member in joined.members)}
+        together = [sessions for sessions, found in streams.items() if any(view.label in family for view, _ in found)]
+        if len(together) > 1:
+            calendar_name = streams[together[0]][0][1].calendar
+            span = min(sessions[0] for sessions in together), max(sessions[-1] for sessions in together)
+            merged = {stream_relation(*pair).name: pair for sessions in together for pair in streams.pop(sessions)}
+            streams.setdefault(_sessions(calendar_name, *span), []).extend(merged.values())
+    return [Block(sessions, tuple(found)) for sessions, found in sorted(streams.items())]
+
+
+def _consecutive(stale: StaleStream) -> list[tuple[str, ...]]:
+    wanted, found = set(stale.partitions), list[list[str]]()
+    for key in _sessions(stale.stream.calendar, stale.partitions[0], stale.partitions[-1]):
+        if key not in wanted:
+            continue
+        if found and _sessions(stale.stream.calendar, found[-1][-1], key)[1:] == (key,):
+            found[-1].append(key)
+        else:
+            found.append([key])
+    return [tuple(keys) for keys in found]
+
+
+def _sessions(calendar_name: str, first: str, last: str) -> tuple[str, ...]:
+    market = calendar(calendar_name)
+    return tuple(day.isoformat() for day in market.sessions(date.fromisoformat(first), date.fromisoformat(last))["session"])
+
+
+def build_propagation_sensor(catalogue: Catalogue, jobs: Mapping[str, UnresolvedAssetJobDefinition]) -> dg.SensorDefinition:
+    """Requests what publications made stale, what an earlier request did not finish, and sessions that nobody ran.
+
+    Args:
+        catalogue: Says who reads what.
+        jobs: Path jobs by name.
+    """
+
+    @dg.sensor(
+        name="propagation_sensor",
+        minimum_interval_seconds=PROPAGATION_SECONDS,
+        jobs=list(jobs.values()),
+        description="Computes again what was computed from other inputs than the published ones, and runs sessions that were missed",
+    )
+    def propagation_sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
+        tick = _Tick(context, platform, catalogue, Restatements(platform.settings.postgres))
+        seen: dict[str, int] = json.loads(context.cursor or "{}")
+        requests = [*tick.follow_up(), *tick.propagate(seen), *tick.catch_up()]
+        return dg.SensorResult(run_requests=requests, skip_reason=None if requests else "nothing is stale", cursor=json.dumps(seen))
+
+    return propagation_sensor
+
+
+@dataclass(frozen=True)
+class _Tick:
+    context: dg.SensorEvaluationContext
+    platform: Platform
+    catalogue: Catalogue
+    restatements: Restatements
+
+    # Propagation ----------------------------------------------------------------------------------------------------------------------
+
+    def propagate(self, seen: dict[str, int]) -> list[dg.RunRequest]:
+        """Runs for what was published since each job's entry in `seen`, which is advanced."""
+        newest = self.restatements.newest_publication()
+        routes = [path for path in paths(self.catalogue) if path.streams(self.catalogue)]
+        if all(seen.get(path.name) == newest for path in routes):
+            return []
+        if any(seen.get(path.name, 0) > newest for path in routes):
+            seen.clear()  # the cursor belongs to another database
+        accounted = self.restatements.accounted_for()
+        after = {path: max(seen.get(path.name, 0), accounted.get(path.name, 0)) for path in routes}
+        writes = self.restatements.writes(min(after.values()))
+        running = self._running(writes)
+        busy = {request.job for request in self.restatements.requests(status=REQUESTED)}
+        look = Staleness.of(self.platform.pipeline, self.restatements)
+        requests = []
+        for path in routes:
+            streams = [(view, stream) for view, stream in path.streams(self.catalogue) if self.catalogue.is_fed(stream)]
+            relations = sorted({name for view, stream in streams for name in reads(view, stream)})
+            mine = writes.filter((pl.col("publication_id") > after[path]) & pl.col("relation").is_in(relations))
+            up_to = newest
+            # Who published may be about to compute what depends on it.
+            if (held := mine.filter(pl.col("run_id").is_in(running))["publication_id"].min()) is not None:
+                up_to = int(held) - 1  # type: ignore[arg-type]
+                mine = mine.filter(pl.col("publication_id") <= up_to)
+            if not mine.is_empty() and path.name in busy:
+                continue  # what comes during a request goes into the next one
+            if not mine.is_empty():
+                requests += self._request(path, look, streams, mine, up_to)
+            seen[path.name] = max(up_to, after[path])
+        return requests
+
+    def _running(self, writes: pl.DataFrame) -> list[str]:
+        run_ids = writes["run_id"].unique().to_list()
+        if not run_ids:
+            return []
+        end_abandoned(self.context.instance)
+        return [run.run_id for run in self.context.instance.get_runs(dg.RunsFilter(run_ids=run_ids, statuses=NOT_FINISHED_STATUSES))]
+
+    def _request(
+        self, path: MarketPath, look: Staleness, streams: Sequence[tuple[FeatureView, Stream]], writes: pl.DataFrame, up_to: int
+    ) -> list[dg.RunRequest]:
+        stale = [found for view, stream in streams if (found := look.stream(view, stream, writes)) is not None]
+        now = self.platform.clock.now()
+        wanted = [
+            Restatement(
+                restatement_id=0,
+                job=path.name,
+                status=WAITING if len(block.partitions) > LONGEST_SESSIONS else REQUESTED,
+                relations=[stream_relation(view, stream).name for view, stream in block.streams],
+                first_partition=block.partitions[0],
+                last_partition=block.partitions[-1],
+                partitions=len(block.partitions),
+                causes=dict(as_causes(writes)),
+                last_publication_id=up_to,
+                attempts=1,
+                changed_at=writes["published_at"].min(),  # type: ignore[arg-type]
+                requested_at=now,
+                finished_at=None,
+                run_id=None,
+            )
+            for block in blocks(stale)
+        ]
+        stored = self.restatements.add(wanted, path.name, up_to) if wanted else []
+        for request in stored:
+            if request.status == WAITING:
+                self.context.log.warning(
+                    f"restatement {request.restatement_id} of {request.partitions} sessions waits: see `featurestore restatements`, and"
+                    f" start it with `featurestore restatements apply {request.restatement_id}`"
+                )
+        return [self._run(request) for request in stored if request.status == REQUESTED]
+
+    def _run(self, request: Restatement) -> dg.RunRequest:
+        return dg.RunRequest(
+            run_key=f"restatement:{request.restatement_id}:{request.attempts}",
+            job_name=request.job,
+            asset_selection=assets_of(self.catalogue, request.relations, self.context.repository_def),
+            partition_key=request.first_partition if request.partitions == 1 else None,
+            tags={
+                RESTATEMENT_TAG: str(request.restatement_id),
+                PRIORITY_TAG: PROPAGATION_PRIORITY,
+                **_range_tags(request.first_partition, request.last_partition),
+            },
+        )
+
+    # Requests that were made ----------------------------------------------------------------------------------------------------------
+
+    def follow_up(self) -> list[dg.RunRequest]:
+        """Close what has ended; ask again for what died, or what Dagster never heard of."""
+        again = []
+        for request in self.restatements.requests(status=REQUESTED):
+            filters = dg.RunsFilter(tags={RESTATEMENT_TAG: str(request.restatement_id)})
+            record = next(iter(self.context.instance.get_run_records(filters, limit=1)), None)
+            if record is None:
+                again.append(self._run(request))
+            elif record.dagster_run.status in FINISHED_STATUSES:
+                again += self._finish(request, record)
+        return again
+
+    def _finish(self, request: Restatement, record: RunRecord) -> list[dg.RunRequest]:
+        run = record.dagster_run
+        blocked = any(self.restatements.blocked_since(name, request.requested_at) for name in request.relations)
+        if not run.is_success and not blocked and request.attempts < ATTEMPTS:
+            self.restatements.attempt(request.restatement_id, request.attempts + 1)
+            return [self._run(replace(request, attempts=request.attempts + 1))]
+        clock = self.platform.clock
+        ended = datetime.fromtimestamp(record.end_time, UTC) if record.end_time and not clock.replayed else clock.now()
+        self.restatements.finish(request.restatement_id, DONE if run.is_success else FAILED, run.run_id, ended)
+        return []
+
+    # Sessions that nobody ran ---------------------------------------------------------------------------------------------------------
+
+    def catch_up(self) -> list[dg.RunRequest]:
+        """One run per path over the sessions that are over and that nobody audited after their close.
+
+        A dataset that was never audited was never asked for. What fails is asked for again each hour.
+        """
+        now = self.platform.clock.now()
+        delivered = {dataset.name for source in self.catalogue.sources for dataset in source.datasets}
+        wanted = {
+            path: [dataset_relation(d).name for d in path.datasets(self.catalogue) if d.name in delivered]
+            for path in paths(self.catalogue)
+            if path.streams(self.catalogue)
+        }
+        since = (now - timedelta(days=CATCH_UP_DAYS)).date().isoformat()
+        audited = self.restatements.audited([name for names in wanted.values() for name in names], since)
+        requests = []
+        for path, names in wanted.items():
+            market, lag = calendar(path.calendar), longest_lag(self.catalogue, path)
+            missed = sorted({key for name in names for key in missed_sessions(market, audited.get(name, {}), now, lag)})
+            if not missed or self._catching_up(path):
+                continue
+            first, last = missed[0], missed[-1]
+            requests.append(
+                dg.RunRequest(
+                    run_key=f"catch_up:{path.name}:{first}:{last}:{now:%Y-%m-%dT%H}",
+                    job_name=path.name,
+                    partition_key=first if first == last else None,
+                    tags={CATCH_UP_TAG: path.name, PRIORITY_TAG: PROPAGATION_PRIORITY, **_range_tags(first, last)},
+                )
+            )
+        return requests
+
+    def _catching_up(self, path: MarketPath) -> bool:
+        filters = dg.RunsFilter(tags={CATCH_UP_TAG: path.name}, statuses=NOT_FINISHED_STATUSES)
+        return bool(self.context.instance.get_run_records(filters, limit=1))
+
+
+def missed_sessions(market: MarketCalendar, audited: Mapping[str, datetime], now: datetime, lag: timedelta) -> list[str]:
+    """Sessions since the first of `audited` (partition -> last audit) that ended over `lag` ago and were not audited after their close."""
+    if not audited:
+        return []
+    today = market.session_of(pl.Series([now], dtype=UTC_MICROSECONDS))[0]
+    sessions = market.sessions(date.fromisoformat(min(audited)), today).select("session", "closes", "window_end")
+    return [
+        label.isoformat()
+        for label, closes, window_end in sessions.iter_rows()
+        if window_end + lag < now and audited.get(label.isoformat(), BEGINNING) < closes
+    ]
+
+
+def assets_of(catalogue: Catalogue, relations: Sequence[str], repository: dg.RepositoryDefinition | None) -> list[dg.AssetKey]:
+    """Assets that bring these streams up to date: the models of their marts, the streams, and their online rows."""
+    pairs = [(v, s) for v in catalogue.views for s in v.streams if stream_relation(v, s).name in relations]
+    keys = [asset_keys.stream(view, stream) for view, stream in pairs]
+    keys += dict.fromkeys(asset_keys.online(view) for view, _ in pairs if view.online)
+    marts = {view.mart for view, _ in pairs if view.mart}
+    if marts and repository is not None:
+        keys += sorted(asset_keys.mart_models(*marts).resolve(repository.asset_graph))
+    return keys
+
+
+def _range_tags(first: str, last: str) -> dict[str, str]:
+    return {} if first == last else {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
