@@ -9,6 +9,7 @@ import dagster as dg
 
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.catalogue import Catalogue
+from featurestore_dagster.orchestration.alerting import build_alert_sensor
 from featurestore_dagster.orchestration.assets.dbt import DbtRunner, build_dbt_assets
 from featurestore_dagster.orchestration.assets.online import build_online_asset
 from featurestore_dagster.orchestration.assets.raw import build_raw_asset
@@ -49,7 +50,12 @@ def build_definitions(settings: Settings, catalogue: Catalogue | None = None, **
             *(build_path_schedule(catalogue, path) for path in routes),
             *(build_fallback_schedule(catalogue, path) for path in routes if fallback_views(path)),
         ],
-        sensors=[build_freshness_sensor(catalogue), build_file_sensor(catalogue, jobs), build_propagation_sensor(catalogue, jobs)],
+        sensors=[
+            build_freshness_sensor(catalogue),
+            build_alert_sensor(catalogue),
+            build_file_sensor(catalogue, jobs),
+            build_propagation_sensor(catalogue, jobs),
+        ],
         resources={"platform": Platform(settings, catalogue), "dbt": dbt, **resource_overrides},
     )
 

@@ -239,6 +239,12 @@ class Settings(EnvironmentSettings):
     serve_deadline_seconds: float = Field(
         30.0, gt=0, le=3_600, description="seconds until an answer must begin, and until each of its parts is taken, above 0, at most 3600"
     )
+    alert_urls: SecretStr = Field(SecretStr(""), description="Apprise URLs of who is alerted, separated by spaces; empty: nobody")
+    escalation_urls: SecretStr = Field(SecretStr(""), description="Apprise URLs of who is told of escalations too, separated by spaces")
+    dagster_url: str = Field("", pattern=r"^(https?://\S+)?$", description="URL of the Dagster UI in alerts; default: host and port of it")
+    runbook_url: str = Field(
+        "", pattern=r"^(https?://\S+)?$", description="URL of this repository's files in alerts; default: paths in the repository"
+    )
     dagster_home: Path | None = Field(
         None,
         validation_alias="DAGSTER_HOME",

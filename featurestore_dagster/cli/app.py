@@ -2,7 +2,21 @@
 
 import typer
 
-from featurestore_dagster.cli import audit, backfill, browse, demo, feast, normalisation, operate, quarantine, restatements, serve, store
+from featurestore_dagster.cli import (
+    alerts,
+    audit,
+    backfill,
+    browse,
+    demo,
+    feast,
+    freshness,
+    normalisation,
+    operate,
+    quarantine,
+    restatements,
+    serve,
+    store,
+)
 
 app = typer.Typer(
     name="featurestore",
@@ -17,6 +31,8 @@ app.command()(demo.demo)
 app.command()(operate.up)
 app.command()(operate.down)
 app.command()(operate.status)
+app.command()(freshness.freshness)
+app.command()(freshness.slo)
 app.command()(serve.serve)
 app.command()(store.apply)
 app.command()(store.plan)
@@ -29,6 +45,7 @@ app.command(name="fit-normalisation")(normalisation.fit_normalisation)
 app.command()(store.teardown)
 app.command()(store.generate)
 app.command()(browse.env)
+app.add_typer(alerts.app, name="alerts")
 app.add_typer(audit.app, name="audit")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(restatements.app, name="restatements")

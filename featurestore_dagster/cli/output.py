@@ -11,7 +11,7 @@ from rich.table import Table
 console = Console()
 errors = Console(stderr=True)
 
-NEVER_WRAPPED = {"feature", "state", "status", "unit", "subject", "passed", "newest_row", "next_due"}
+NEVER_WRAPPED = {"feature", "state", "status", "unit", "subject", "passed", "newest_row", "next_due", "online_row", "due", "lag"}
 
 AsJson = typer.Option(False, "--json", help="Print JSON instead of a table.")
 
@@ -23,9 +23,14 @@ def print_json(value: object) -> None:
 
 def print_rows(title: str, rows: Sequence[Mapping[str, Any]], *, empty: str = "nothing") -> None:
     """A table whose columns are the keys of the first row."""
-    if not rows:
+    if rows:
+        console.print(rows_table(title, rows))
+    else:
         console.print(f"{title}: {empty}", highlight=False)
-        return
+
+
+def rows_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What `print_rows` prints; there is a row."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for place, name in enumerate(rows[0]):
         table.add_column(
@@ -36,7 +41,7 @@ def print_rows(title: str, rows: Sequence[Mapping[str, Any]], *, empty: str = "n
         )
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    console.print(table)
+    return table
 
 
 def _cell(value: object) -> str:

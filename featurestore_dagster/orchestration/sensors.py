@@ -20,8 +20,10 @@ from featurestore_dagster.orchestration import asset_keys
 from featurestore_dagster.orchestration.jobs import path_of
 from featurestore_dagster.orchestration.partitions import first_session
 from featurestore_dagster.orchestration.platform import Platform
+from featurestore_dagster.serving import slo_ledger
 from featurestore_dagster.serving.slo_state import StreamState, stream_state
 from featurestore_dagster.sources import files
+from featurestore_dagster.stores.postgres.slo_ledger import SloStore
 
 FRESHNESS_SECONDS = 60
 FILES_SECONDS = 10
@@ -67,7 +69,7 @@ def _freshness_metadata(state: StreamState, platform: Platform) -> dict[str, Any
 
 
 def build_freshness_sensor(catalogue: Catalogue) -> dg.SensorDefinition:
-    """Evaluates every stream each minute; posts on a change of state, and every tenth time as a heartbeat."""
+    """Evaluates every stream each minute and counts it in the SLO ledger; posts changes of state, and every tenth time as a heartbeat."""
 
     @dg.sensor(
         name="data_freshness_sensor",
@@ -103,6 +105,7 @@ def build_freshness_sensor(catalogue: Catalogue) -> dg.SensorDefinition:
                         metadata=metadata,
                     )
                 )
+        slo_ledger.record(catalogue, SloStore(platform.settings.postgres), platform.clock.now())
         return dg.SensorResult(asset_events=events, cursor=json.dumps({"tick": tick, "states": states}))
 
     return data_freshness_sensor

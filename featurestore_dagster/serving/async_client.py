@@ -13,6 +13,7 @@ from featurestore_dagster.serving.client_base import FIRST_CONNECT_SECONDS, Clie
 from featurestore_dagster.serving.coverage import Coverage, coverage
 from featurestore_dagster.serving.policy import DEFAULT_POLICY, ReadPolicy
 from featurestore_dagster.serving.requests import online_request
+from featurestore_dagster.serving.slo_ledger import SloMonth
 from featurestore_dagster.serving.slo_state import StreamState
 from featurestore_dagster.serving.vector import FeatureVector, VectorMode
 
@@ -100,6 +101,10 @@ class AsyncFeatureStoreClient(ClientBase):
     async def get_feature_freshness(self, view: str | None = None) -> list[StreamState]:
         """See `FeatureStoreClient.get_feature_freshness`."""
         return await asyncio.to_thread(self._freshness, view)
+
+    async def get_slo_attainment(self, month: str | None = None, view: str | None = None) -> list[SloMonth]:
+        """See `FeatureStoreClient.get_slo_attainment`."""
+        return await asyncio.to_thread(self._slo, month, view)
 
     async def get_feature_statistics(self, view: str, start: datetime | None = None, end: datetime | None = None) -> pl.DataFrame:
         """See `FeatureStoreClient.get_feature_statistics`."""

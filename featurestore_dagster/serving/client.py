@@ -16,6 +16,7 @@ from featurestore_dagster.serving.client_base import FIRST_CONNECT_SECONDS, Clie
 from featurestore_dagster.serving.coverage import Coverage, coverage
 from featurestore_dagster.serving.policy import DEFAULT_POLICY, ReadPolicy
 from featurestore_dagster.serving.requests import online_request
+from featurestore_dagster.serving.slo_ledger import SloMonth
 from featurestore_dagster.serving.slo_state import StreamState
 from featurestore_dagster.serving.vector import FeatureVector, VectorMode, fit_statistics, refuse_unnormalised
 
@@ -170,6 +171,16 @@ class FeatureStoreClient(ClientBase):
             StoreUnavailableError: Postgres does not answer.
         """
         return self._freshness(view)
+
+    def get_slo_attainment(self, month: str | None = None, view: str | None = None) -> list[SloMonth]:
+        """SLO attainment and error budget of every stream in a month (YYYY-MM, UTC; None: this one), or of one view's.
+
+        Raises:
+            UnknownNameError: No such view.
+            MalformedDataError: `month` is none.
+            StoreUnavailableError: Postgres does not answer.
+        """
+        return self._slo(month, view)
 
     def get_feature_statistics(self, view: str, start: datetime | None = None, end: datetime | None = None) -> pl.DataFrame:
         """Statistics of a view's newest versions with start < event time <= end; a year up to now when not given.

@@ -22,11 +22,13 @@ from featurestore_dagster.serving.postgres_tier import PostgresTier
 from featurestore_dagster.serving.raw_tier import RawTier
 from featurestore_dagster.serving.redis_tier import RedisTier
 from featurestore_dagster.serving.retrieval_statistics import RetrievalRecorder, RetrievalStatistics
+from featurestore_dagster.serving.slo_ledger import SloMonth, slo_months
 from featurestore_dagster.serving.slo_state import StreamState, all_states
 from featurestore_dagster.serving.vector import FeatureVector, Statistics, VectorMode, feature_vector, load_statistics
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.embedded import running_settings
 from featurestore_dagster.stores.postgres import PostgresStore
+from featurestore_dagster.stores.postgres.slo_ledger import SloStore
 from featurestore_dagster.stores.redis import RedisStore
 
 if TYPE_CHECKING:
@@ -114,6 +116,15 @@ class ClientBase:
         """
         return self._recorder.statistics(window_minutes)
 
+    def get_online_watermarks(self) -> dict[tuple[str, str], datetime | None]:
+        """Greatest event time in Redis of each (view, stream) that is online, None where nothing is.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        streams = [(view, stream.name) for view in self.catalogue.views if view.online for stream in view.streams]
+        return {(view.label, name): instant for (view, name), instant in zip(streams, self._redis.watermarks(streams), strict=True)}
+
     def get_feature_service_info(self, service: str) -> ServiceInfo:
         """What a service answers and what it must be asked with.
 
@@ -144,6 +155,9 @@ class ClientBase:
             return all_states(self.catalogue, self._store, self.clock.now())
         declared = self.catalogue.view(view)
         return [state for state in all_states(self.catalogue, self._store, self.clock.now()) if state.view == declared.label]
+
+    def _slo(self, month: str | None, view: str | None) -> list[SloMonth]:
+        return slo_months(self.catalogue, SloStore(self._store.settings), self.clock.now(), month, view)
 
     def _feature_statistics(self, view: str, start: datetime | None, end: datetime | None) -> pl.DataFrame:
         declared = self.catalogue.view(view)

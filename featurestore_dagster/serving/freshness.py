@@ -134,10 +134,7 @@ def evaluate(expected: Expectation, watermark: datetime | None, now: datetime) -
             f"watermark {watermark.isoformat()} is ahead of the clock, {now.isoformat()}; allowed: at most {CLOCK_SKEW.seconds} s ahead. "
             "Read watermarks as of the clock, and quarantine rows from the future"
         )
-    due_at = _next_owed(expected, watermark) + allowance
-    if expected.series:
-        expires_at = market.after_open_time(watermark, expected.ttl)
-        due_at = min(due_at, max(expires_at, market.next_bar_end(timeframe, watermark) + allowance))
+    due_at = due_after(expected, watermark)
     age_open = market.open_time(min(watermark, now), now)
     return Freshness(
         state=_state(expected, due_at, age_open, now),
@@ -148,6 +145,20 @@ def evaluate(expected: Expectation, watermark: datetime | None, now: datetime) -
         lag=max(now - (due_at - expected.max_lag), timedelta(0)),
         age_open=age_open,
     )
+
+
+def due_after(expected: Expectation, watermark: datetime) -> datetime:
+    """When the value that comes after a watermark must be served.
+
+    Raises:
+        UnknownPartitionError: It lies outside the calendar's range.
+    """
+    market, allowance = expected.calendar, expected.latency + expected.max_lag
+    due_at = _next_owed(expected, watermark) + allowance
+    if not expected.series:
+        return due_at
+    expires_at = market.after_open_time(watermark, expected.ttl)
+    return min(due_at, max(expires_at, market.next_bar_end(expected.timeframe, watermark) + allowance))
 
 
 def _next_owed(expected: Expectation, instant: datetime) -> datetime:

@@ -34,6 +34,8 @@ def sync_view(
     gone = pl.DataFrame(sorted(ended), schema=dict.fromkeys(view.join_keys, pl.String), orient="row")
     rows = changes.rows.join(gone, on=list(view.join_keys), how="anti")
     written = online.write(view, rows, changes.last_publication_id, retracted=pl.concat([changes.retracted, gone]).unique(), now=now)
+    for stream, newest in rows.filter(pl.col("event_timestamp") <= now).group_by("stream").agg(pl.col("event_timestamp").max()).iter_rows():
+        online.advance_watermark(view, stream, newest)
     if catalogue is not None:
         _advance_epochs(view, Ledger(store.settings), online, catalogue)
     return written

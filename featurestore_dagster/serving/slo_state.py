@@ -29,6 +29,22 @@ class StreamState:
     freshness: Freshness
     worst: tuple[str, ...]
 
+    def as_dict(self) -> dict[str, object]:
+        """For JSON: durations in seconds."""
+        found = self.freshness
+        return {
+            "view": self.view,
+            "stream": self.stream,
+            "state": found.state,
+            "watermark": found.watermark,
+            "expected_event_timestamp": found.expected_event_timestamp,
+            "due_at": found.due_at,
+            "next_due_at": found.next_due_at,
+            "lag_seconds": None if found.lag is None else found.lag.total_seconds(),
+            "age_open_seconds": None if found.age_open is None else found.age_open.total_seconds(),
+            "worst": self.worst,
+        }
+
 
 def stream_state(catalogue: Catalogue, store: PostgresStore, view: FeatureView, stream: Stream, now: datetime) -> StreamState:
     """State of one stream at `now`; entities that are not listed on the session in question owe nothing and are left out."""

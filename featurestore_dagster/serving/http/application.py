@@ -30,8 +30,8 @@ from featurestore_dagster.serving.http.answers import JSON, Answer, HttpError, f
 from featurestore_dagster.serving.http.bodies import header, instant, read_body
 from featurestore_dagster.serving.http.gate import Gate, HotRoute
 from featurestore_dagster.serving.http.service import Service
-from featurestore_dagster.serving.slo_state import StreamState
 
+MONTH = r"^(19|20)\d\d-(0[1-9]|1[0-2])$"
 PLAIN_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -155,7 +155,14 @@ def _add_descriptions(application: FastAPI, service: Service) -> None:
 
     @application.get("/v1/freshness", **_documented(list[schemas.StreamFreshness], 404, 422), summary="SLO state of each stream")
     async def freshness(view: Annotated[str | None, Query(description="only this view's streams")] = None) -> Response:
-        return _json([_stream_state(state) for state in await service.in_background(client.get_feature_freshness(view))])
+        return _json([state.as_dict() for state in await service.in_background(client.get_feature_freshness(view))])
+
+    @application.get("/v1/slo", **_documented(list[schemas.SloMonth], 404, 422), summary="SLO attainment and error budget in a month")
+    async def slo(
+        month: Annotated[str | None, Query(pattern=MONTH, description="YYYY-MM; this month when not given")] = None,
+        view: Annotated[str | None, Query(description="only this view's streams")] = None,
+    ) -> Response:
+        return _json([found.as_dict() for found in await service.in_background(client.get_slo_attainment(month, view))])
 
     @application.get("/v1/statistics", **_documented(schemas.RetrievalStatistics, 422), summary="Online reads of the last minutes")
     async def statistics(window_minutes: Annotated[float, Query(gt=0, le=1440)] = 60) -> Response:
@@ -311,22 +318,6 @@ async def _no_route(request: Request, error: Exception) -> Response:
     name = {404: "NoSuchRoute", 405: "MethodNotAllowed"}.get(status, "HttpError")
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     return _respond(failure(HttpError(status, name, f"{request.method} {request.url.path}: no such route; see /openapi.json", headers)))
-
-
-def _stream_state(state: StreamState) -> dict[str, Any]:
-    found = state.freshness
-    return {
-        "view": state.view,
-        "stream": state.stream,
-        "state": found.state,
-        "watermark": found.watermark,
-        "expected_event_timestamp": found.expected_event_timestamp,
-        "due_at": found.due_at,
-        "next_due_at": found.next_due_at,
-        "lag_seconds": None if found.lag is None else found.lag.total_seconds(),
-        "age_open_seconds": None if found.age_open is None else found.age_open.total_seconds(),
-        "worst": state.worst,
-    }
 
 
 def _view(view: FeatureView) -> dict[str, Any]:

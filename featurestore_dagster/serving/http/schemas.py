@@ -173,6 +173,21 @@ class StreamFreshness(BaseModel):
     worst: list[str]
 
 
+class SloMonth(BaseModel):
+    """A stream of a view (null: all of them) in one month: share of the evaluated time in which nothing was overdue, and error budget."""
+
+    view: str
+    stream: str | None
+    month: str
+    objective: float
+    evaluated_seconds: float
+    overdue_seconds: float
+    budget_seconds: float
+    attainment: float | None
+    budget_left_seconds: float
+    budget_left: float
+
+
 class RetrievalStatistics(BaseModel):
     """Online reads of the worker process that answers; those of all together are in /metrics."""
 

@@ -40,6 +40,17 @@ class QuarantinedRow:
     quarantined_at: datetime
 
 
+@dataclass(frozen=True)
+class Block:
+    """A partition whose last audit failed, with the failed checks."""
+
+    relation: str
+    partition_key: str
+    checks: list[Mapping[str, Any]]
+    run_id: str
+    logged_at: datetime
+
+
 class Ledger:
     """What was published, blocked and quarantined."""
 
@@ -116,16 +127,28 @@ class Ledger:
             entry["blocked"] = entry.get("blocked", 0) + 1
         return result
 
+    def blocks(self, relation: str | None = None) -> list[Block]:
+        """Partitions (of one relation, or of all) whose last audit failed, in order."""
+        with connect(self.settings) as connection, connection.cursor(row_factory=class_row(Block)) as cursor:
+            cursor.execute(
+                "select distinct on (relation, partition_key) relation, partition_key, checks, run_id, logged_at"
+                " from ops.quality_log failed where outcome = 'blocked' and (%(relation)s::text is null or relation = %(relation)s)"
+                " and not exists (select from ops.quality_log later where later.relation = failed.relation"
+                " and later.partition_key = failed.partition_key and later.quality_log_id > failed.quality_log_id"
+                " and later.outcome <> 'blocked') order by relation, partition_key, quality_log_id desc",
+                {"relation": relation},
+            )
+            return cursor.fetchall()
+
     def blocked(self, relation: str | None = None) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
         """Partitions (of one relation, or of all) whose last audit failed -> its failed checks."""
+        return {(block.relation, block.partition_key): block.checks for block in self.blocks(relation)}
+
+    def blocking_runs(self, run_ids: Sequence[str]) -> set[str]:
+        """Those of the runs whose audits refused a partition."""
         with connect(self.settings) as connection:
-            rows = connection.execute(
-                "select relation, partition_key, checks from (select distinct on (relation, partition_key) * from ops.quality_log"
-                " where %(relation)s::text is null or relation = %(relation)s"
-                " order by relation, partition_key, quality_log_id desc) last where outcome = 'blocked' order by 1, 2",
-                {"relation": relation},
-            ).fetchall()
-        return {(name, key): checks for name, key, checks in rows}
+            query = "select distinct run_id from ops.quality_log where outcome = 'blocked' and run_id = any(%s)"
+            return {run_id for (run_id,) in connection.execute(query, [list(run_ids)])}
 
     def null_shares(self, relation: str, before: str, count: int = 20) -> list[dict[str, float]]:
         """NULL share by column of the last `count` partitions with rows published before this one, oldest first."""

@@ -18,7 +18,7 @@ from featurestore_dagster.calendars import calendar
 from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.projections.relation import Relation
 from featurestore_dagster.settings import PostgresSettings
-from featurestore_dagster.stores.postgres import schema, versions
+from featurestore_dagster.stores.postgres import schema, versions, watermarks
 from featurestore_dagster.stores.postgres.connection import read_frame
 from featurestore_dagster.stores.postgres.refused import REFUSED_SCHEMA, refused_rows
 
@@ -112,6 +112,7 @@ class Writer:
         batch_id = int(row[0])  # type: ignore[index]
         if not new.is_empty():
             self._copy(new, batch_id)
+            watermarks.advance(self.connection, self.relation, new)
         too_late = refused_rows(late, _sessions(self.relation, late), pl.Series([[LATE_VINTAGE]] * late.height, dtype=pl.List(pl.String)))
         refused = pl.concat([pl.DataFrame(schema=REFUSED_SCHEMA) if quarantined is None else quarantined, too_late])
         self.quarantine(refused, partitions if supersede else [])

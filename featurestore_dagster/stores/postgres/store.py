@@ -13,13 +13,12 @@ from psycopg import sql
 
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView
-from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.model.raw_table import Dataset
 from featurestore_dagster.model.time import Clock
 from featurestore_dagster.projections.postgres_table import feature_schema
 from featurestore_dagster.projections.relation import Relation
 from featurestore_dagster.settings import PostgresSettings
-from featurestore_dagster.stores.postgres import schema
+from featurestore_dagster.stores.postgres import schema, watermarks
 from featurestore_dagster.stores.postgres.connection import connect, read_frame
 from featurestore_dagster.stores.postgres.publishing import LEDGER_LOCK, Publication, Writer, lock_table
 
@@ -197,24 +196,7 @@ class PostgresStore:
 
         A row that stands for a missing bar is not news.
         """
-        query = sql.SQL(
-            "select {keys}, max(event_timestamp) as watermark from {table} where {scope} = %(scope)s and event_timestamp <= %(now)s"
-            " and {known_at} <= %(now)s and {version} and flags & %(missing)s = 0 group by {keys}"
-        ).format(
-            version=sql.SQL("feature_set_version = %(version)s" if relation.feature_set_version is not None else "true"),
-            keys=_names(relation.keys),
-            table=sql.Identifier(relation.schema, relation.table),
-            scope=sql.Identifier(relation.scope_column),
-            known_at=sql.Identifier(relation.known_at),
-        )
-        parameters = {
-            "scope": relation.scope,
-            "now": self.clock.now(),
-            "version": relation.feature_set_version,
-            "missing": QualityFlag.MISSING_OHLCV.value,
-        }
-        schema_of = {**{key: relation.frame_schema[key] for key in relation.keys}, "watermark": pl.Datetime("us", "UTC")}
-        return read_frame(self.settings, query, parameters, schema_of)
+        return watermarks.read(self.settings, relation, self.clock.now())
 
     def entities(self, view: FeatureView) -> list[tuple[str, ...]]:
         """Join keys, in the view's order, of every entity that ever had a row of this version, sorted."""

@@ -195,6 +195,11 @@ def epoch_key(project: str, stream: str) -> bytes:
     return f"{project}:epoch:{stream}".encode()
 
 
+def watermark_key(project: str, view: FeatureView, stream: str) -> bytes:
+    """Key of the greatest event time that was written of a stream of a view."""
+    return f"{project}:watermark:{view.name}:{view.version}:{stream}".encode()
+
+
 def bulk(text: bytes) -> bytes:
     """A word of a command."""
     return b"$%d\r\n%b\r\n" % (len(text), text)

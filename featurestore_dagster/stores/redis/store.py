@@ -21,7 +21,15 @@ from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.settings import RedisSettings
 from featurestore_dagster.stores.redis import layout, writing
 from featurestore_dagster.stores.redis.packed import packed_key
-from featurestore_dagster.stores.redis.reading import OnlineRead, Requests, ViewRequest, epoch_key, publication_key, publication_of
+from featurestore_dagster.stores.redis.reading import (
+    OnlineRead,
+    Requests,
+    ViewRequest,
+    epoch_key,
+    publication_key,
+    publication_of,
+    watermark_key,
+)
 from featurestore_dagster.stores.redis.wire import AsyncPool, Connection, Pool, command, translated
 
 READ_SECONDS = 1.0
@@ -87,6 +95,18 @@ class RedisStore:
         """Say that every view of a stream's bar was written; call it after the last of them. An epoch never goes back."""
         microseconds = (instant - EPOCH) // timedelta(microseconds=1)
         self._call(command("EVAL", writing.ADVANCE, 1, epoch_key(self.project, stream), microseconds))
+
+    def advance_watermark(self, view: FeatureView, stream: str, instant: datetime) -> None:
+        """Say that rows of a stream up to an event time were written; a watermark never goes back."""
+        microseconds = (instant - EPOCH) // timedelta(microseconds=1)
+        self._call(command("EVAL", writing.ADVANCE, 1, watermark_key(self.project, view, stream), microseconds))
+
+    def watermarks(self, streams: Sequence[tuple[FeatureView, str]]) -> list[datetime | None]:
+        """Greatest event time written of each stream of a view, UTC, None where none was; each entity's own is in its row."""
+        if not streams:
+            return []
+        held = self._call(command("MGET", *(watermark_key(self.project, view, stream) for view, stream in streams)))
+        return [None if instant is None else EPOCH + timedelta(microseconds=int(instant)) for instant in held]
 
     def read(
         self,
@@ -194,6 +214,7 @@ class RedisStore:
         gone = [*ours, *map(packed_key, ours), *(epoch_key(self.project, stream) for stream in streams)]
         for view in views:
             gone += [publication_key(self.project, view), self._writer_key(view)]
+            gone += [watermark_key(self.project, view, stream.name) for stream in view.streams]
         for start in range(0, len(gone), writing.ROWS_PER_BATCH):
             self._call(command("UNLINK", *gone[start : start + writing.ROWS_PER_BATCH]), WRITE_SECONDS)
         return len(ours)

@@ -1,0 +1,1 @@
+"""What watches the platform: alerts and their delivery. Each module's docstring says on which layer it lives."""

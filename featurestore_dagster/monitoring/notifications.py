@@ -1,0 +1,76 @@
+"""Sending: one message to one channel, by Apprise. What is sent, when and how often belongs to `monitoring.alerting`. Knows no store."""
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+
+from featurestore_dagster.errors import ConfigurationError
+from featurestore_dagster.model.alert import AlertEvent
+from featurestore_dagster.settings import MASK, Settings
+
+LONGEST_ERROR = 500
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A receiver; `name` tells channels apart without telling their secrets."""
+
+    name: str
+    url: SecretStr
+
+
+def channels(settings: Settings, *, escalated: bool = True) -> tuple[Channel, ...]:
+    """Who is told: everybody of `alert_urls`, and when `escalated` those of `escalation_urls` too.
+
+    Raises:
+        ConfigurationError: A URL is none that Apprise knows.
+    """
+    urls = settings.alert_urls.get_secret_value().split()
+    if escalated:
+        urls += settings.escalation_urls.get_secret_value().split()
+    return tuple(map(_channel, dict.fromkeys(urls)))
+
+
+def _channel(url: str) -> Channel:
+    import apprise
+
+    scheme = urlsplit(url).scheme
+    if apprise.Apprise.instantiate(url) is None:
+        raise ConfigurationError(
+            f"an alert channel ({scheme or 'no scheme'}://{MASK}) is no URL that Apprise knows; "
+            "see https://github.com/caronc/apprise/wiki, and mend FEATURESTORE_ALERT_URLS or FEATURESTORE_ESCALATION_URLS"
+        )
+    return Channel(f"{scheme}-{hashlib.sha256(url.encode()).hexdigest()[:8]}", SecretStr(url))
+
+
+def send(channel: Channel, event: AlertEvent, title: str, body: str, key: str) -> str | None:
+    """Send a message; None when the channel took it, else why it did not, without the channel's secrets.
+
+    `key` goes with it as header `Idempotency-Key` where the channel has headers (webhooks, e-mail): a receiver that keeps the keys tells a
+    repetition from news.
+    """
+    import apprise
+
+    url = channel.url.get_secret_value()
+    receiver = apprise.Apprise.instantiate(url)
+    if isinstance(headers := getattr(receiver, "headers", None), dict):
+        headers["Idempotency-Key"] = key
+    kind = apprise.NotifyType.SUCCESS if event is AlertEvent.RESOLVED else apprise.NotifyType.FAILURE
+    with apprise.LogCapture(level=logging.WARNING, fmt="%(message)s") as said:
+        if receiver.notify(body=body, title=title, notify_type=kind):
+            return None
+        reason = " ".join(said.getvalue().split()) or "it did not say why"
+    for secret in sorted(_secrets(url), key=len, reverse=True):
+        reason = reason.replace(secret, MASK)
+    return reason[:LONGEST_ERROR]
+
+
+def _secrets(url: str) -> Iterator[str]:
+    """Every part of a URL that may be one."""
+    place = urlsplit(url).hostname or ""
+    return (part for part in re.split(r"[/:@?&=]+", url) if len(part) >= 4 and part != place)

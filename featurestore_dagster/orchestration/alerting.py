@@ -1,0 +1,131 @@
+"""The sensor of alerts: asks Dagster what its runs did, evaluates, and empties the outbox. The rules belong to `monitoring`."""
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from featurestore_dagster.model.catalogue import Catalogue
+from featurestore_dagster.model.time import Clock, SystemClock
+from featurestore_dagster.monitoring import alerting
+from featurestore_dagster.monitoring.problems import Evidence, JobHistory, find_problems
+from featurestore_dagster.orchestration import asset_keys
+from featurestore_dagster.orchestration.jobs import paths
+from featurestore_dagster.orchestration.platform import Platform
+from featurestore_dagster.projections.relation import dataset_relation, stream_relation
+from featurestore_dagster.stores.postgres import AlertStore, Ledger
+
+ALERT_SECONDS = 60
+SILENT_AFTER = timedelta(minutes=5)
+"""A longer pause between two evaluations than this is the daemon's fault."""
+
+LOOK_BACK = timedelta(days=7)
+"""Jobs that ran within it are watched; a job that is failing stays watched."""
+
+RUNS_READ = 25
+"""Newest finished runs of a job that are looked at: a longer row of failures is told as that many."""
+
+WILL_RETRY = "dagster/will_retry"
+FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
+
+
+def build_alert_sensor(catalogue: Catalogue, deliveries: Clock | None = None) -> dg.SensorDefinition:
+    """Evaluates each minute what is wrong, and sends what is to be told.
+
+    Args:
+        catalogue: What is watched.
+        deliveries: Clock of the outbox; real time unless given, also under a replay clock, since receivers live in real time.
+    """
+    pages = {dataset_relation(d).name: asset_keys.raw(d) for d in catalogue.datasets}
+    pages |= {stream_relation(view, s).name: asset_keys.stream(view, s) for view in catalogue.views for s in view.streams}
+    page_of = {name: f"/assets/{'/'.join(key.path)}" for name, key in pages.items()}
+    job_of = {stream_relation(v, s).name: path.name for path in paths(catalogue) for v, s in path.streams(catalogue)}
+    sending = deliveries or SystemClock()
+
+    @dg.sensor(
+        name="alert_sensor",
+        minimum_interval_seconds=ALERT_SECONDS,
+        description="Begins, ends and escalates alerts about overdue views, blocked partitions and failed runs, and sends their messages",
+    )
+    def alert_sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SkipReason:
+        now, previous = platform.clock.now(), json.loads(context.cursor or "{}")
+        evaluated_at = datetime.fromisoformat(previous["evaluated_at"]) if previous else None
+        watched = sorted({*job_of.values(), *previous.get("failing", ())})
+        jobs = job_histories(context.instance, platform.ledger, watched, sending.now())
+        silent_since = evaluated_at if evaluated_at is not None and now - evaluated_at > SILENT_AFTER else None
+        evidence = Evidence(jobs, job_of, page_of, silent_since)
+        store = AlertStore(platform.settings.postgres)
+        found = find_problems(catalogue, platform.store, platform.ledger, evidence, now)
+        open_alerts = alerting.evaluate(found, store, platform.settings, now, sending.now())
+        failing = [job for job, history in jobs.items() if history.failing_since is not None]
+        # The cursor is evidence only: what is open and what was sent stands in Postgres.
+        context.update_cursor(json.dumps({"evaluated_at": now.isoformat(), "failing": failing}))
+        done = alerting.deliver(store, platform.settings, sending, now)
+        return dg.SkipReason(f"{len(open_alerts)} open; messages: {done.sent} sent, {done.failed} to be tried again, {done.dead} given up")
+
+    return alert_sensor
+
+
+def job_histories(instance: dg.DagsterInstance, ledger: Ledger, watched: Iterable[str], now: datetime) -> dict[str, JobHistory]:
+    """History of each job that is watched or that ran lately.
+
+    Not counted: runs that Dagster will retry, that were cancelled, or that a blocked partition failed. Runs from the UI without a job of
+    ours share Dagster's own job name.
+
+    Args:
+        instance: Dagster's storage.
+        ledger: Knows which runs blocked a partition.
+        watched: Names of jobs to look at, however long ago they ran.
+        now: Real time.
+    """
+    recent = instance.get_run_records(dg.RunsFilter(statuses=FINISHED, updated_after=now - LOOK_BACK), limit=1000)
+    names = dict.fromkeys([*watched, *(record.dagster_run.job_name for record in recent)])
+    return {name: _history(instance, ledger, name) for name in names}
+
+
+def _history(instance: dg.DagsterInstance, ledger: Ledger, job: str) -> JobHistory:
+    started = instance.get_run_records(dg.RunsFilter(job_name=job), limit=1)
+    records = instance.get_run_records(dg.RunsFilter(job_name=job, statuses=FINISHED), limit=RUNS_READ)
+    blocking = ledger.blocking_runs([record.dagster_run.run_id for record in records]) if records else set()
+    failed = _failures_since_success([record for record in records if record.dagster_run.run_id not in blocking])
+    last_started_at = _instant(started[0].create_timestamp.timestamp()) if started else None
+    if not failed:
+        return JobHistory(job, last_started_at)
+    newest, oldest = failed[0], failed[-1]
+    step, error = _failure(instance, newest.dagster_run.run_id)
+    since = _instant(oldest.end_time or oldest.update_timestamp.timestamp())
+    return JobHistory(job, last_started_at, since, len(failed), newest.dagster_run.run_id, step, error)
+
+
+def _failures_since_success(records: Sequence[dg.RunRecord]) -> list[dg.RunRecord]:
+    """The newest failures in a row, newest first."""
+    failed = []
+    for record in records:
+        if record.dagster_run.status is dg.DagsterRunStatus.SUCCESS:
+            break
+        if record.dagster_run.tags.get(WILL_RETRY) != "true":
+            failed.append(record)
+    return failed
+
+
+def _failure(instance: dg.DagsterInstance, run_id: str) -> tuple[str | None, str]:
+    """The first failed step of a run and the first line of its error; of the run itself when no step failed."""
+    events = instance.all_logs(run_id, of_type={dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE})
+    for entry in events:
+        event = entry.dagster_event
+        if event is not None and event.is_step_failure:
+            error = event.step_failure_data.error
+            while error is not None and error.cause is not None:
+                error = error.cause
+            return event.step_key, _first_line(error.message if error is not None else event.message or "")
+    messages = [entry.dagster_event.message or "" for entry in events if entry.dagster_event is not None]
+    return None, _first_line(messages[0]) if messages else ""
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def _instant(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

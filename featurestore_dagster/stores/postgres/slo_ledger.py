@@ -1,0 +1,99 @@
+"""The SLO ledger in Postgres: what was counted, and the publications that are not counted yet. Counting belongs to `serving.slo_ledger`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+
+import polars as pl
+from psycopg import sql
+from psycopg.rows import class_row
+
+from featurestore_dagster.model.flags import QualityFlag
+from featurestore_dagster.projections.relation import Relation
+from featurestore_dagster.settings import PostgresSettings
+from featurestore_dagster.stores.postgres.connection import connect, read_frame
+
+CLOCK_SET_BACK = timedelta(minutes=1)
+"""Days counted further ahead of the clock than this were counted by a clock that was wrong; two daemons' clocks differ by less."""
+
+ADVANCES = {"publication_id": pl.Int64(), "published_at": pl.Datetime("us", "UTC"), "watermark": pl.Datetime("us", "UTC")}
+
+
+@dataclass(frozen=True)
+class SloDay:
+    """What was counted of one stream on one UTC day, up to `evaluated_until`; `watermark` is the one of that instant."""
+
+    view: str
+    stream: str
+    day: date
+    evaluated_seconds: float
+    overdue_seconds: float
+    evaluated_until: datetime
+    watermark: datetime | None
+    publication_id: int
+
+
+class SloStore:
+    """Reads and writes `ops.slo_ledger`."""
+
+    def __init__(self, settings: PostgresSettings) -> None:
+        """No connection is made before the first call."""
+        self.settings = settings
+
+    def last_days(self, now: datetime) -> dict[tuple[str, str], SloDay]:
+        """The last day counted of each (view, stream), leaving out what a clock ahead of `now` has counted."""
+        with connect(self.settings) as connection, connection.cursor(row_factory=class_row(SloDay)) as cursor:
+            cursor.execute(
+                "select distinct on (view, stream) * from ops.slo_ledger where evaluated_until <= %s order by view, stream, day desc",
+                [now + CLOCK_SET_BACK],
+            )
+            return {(day.view, day.stream): day for day in cursor}
+
+    def days(self, first: date, last: date) -> list[SloDay]:
+        """What was counted of the days from `first` to `last`, inclusive."""
+        with connect(self.settings) as connection, connection.cursor(row_factory=class_row(SloDay)) as cursor:
+            cursor.execute("select * from ops.slo_ledger where day between %s and %s order by view, stream, day", [first, last])
+            return cursor.fetchall()
+
+    def first_published_at(self) -> dict[str, datetime]:
+        """When each relation first got rows."""
+        with connect(self.settings) as connection:
+            query = "select relation, min(published_at) from ops.publications where rows_published > 0 group by relation"
+            return dict(connection.execute(query).fetchall())
+
+    def advances(self, relation: Relation, after_publication_id: int, watermark: datetime | None) -> pl.DataFrame:
+        """Publications after the given one that wrote rows newer than a watermark: columns ADVANCES, by publication id.
+
+        By id and not by time: ids are given in the order of commits, while a publication's time lies before its commit. Rows that stand for
+        missing bars are no news.
+        """
+        query = sql.SQL(
+            "select publication_id, published_at, max(event_timestamp) as watermark from ops.publications p join {table} f using (batch_id)"
+            " where relation = %(relation)s and publication_id > %(after)s and rows_published > 0"
+            " and (%(watermark)s::timestamptz is null or max_event_timestamp > %(watermark)s)"
+            " and f.stream = %(stream)s and f.feature_set_version = %(version)s and f.flags & %(missing)s = 0"
+            " group by publication_id, published_at order by publication_id"
+        ).format(table=sql.Identifier(relation.schema, relation.table))
+        parameters = {
+            "relation": relation.name,
+            "after": after_publication_id,
+            "watermark": watermark,
+            "stream": relation.scope,
+            "version": relation.feature_set_version,
+            "missing": QualityFlag.MISSING_OHLCV.value,
+        }
+        return read_frame(self.settings, query, parameters, ADVANCES)
+
+    def record(self, days: Sequence[SloDay], now: datetime) -> None:
+        """Keep what was counted; a day that another daemon has counted further stays. Forgets what a clock ahead of `now` counted."""
+        with connect(self.settings) as connection, connection.cursor() as cursor:
+            cursor.execute("delete from ops.slo_ledger where evaluated_until > %s", [now + CLOCK_SET_BACK])
+            cursor.executemany(
+                "insert into ops.slo_ledger (view, stream, day, evaluated_seconds, overdue_seconds, evaluated_until, watermark,"
+                " publication_id) values (%(view)s, %(stream)s, %(day)s, %(evaluated_seconds)s, %(overdue_seconds)s, %(evaluated_until)s,"
+                " %(watermark)s, %(publication_id)s) on conflict (view, stream, day) do update set"
+                " evaluated_seconds = excluded.evaluated_seconds, overdue_seconds = excluded.overdue_seconds,"
+                " evaluated_until = excluded.evaluated_until, watermark = excluded.watermark, publication_id = excluded.publication_id"
+                " where excluded.evaluated_until > slo_ledger.evaluated_until",
+                [vars(day) for day in days],
+            )
