@@ -48,7 +48,7 @@ def build_alert_sensor(catalogue: Catalogue, deliveries: Clock | None = None) ->
         minimum_interval_seconds=ALERT_SECONDS,
         description="Begins, ends and escalates alerts about overdue views, blocked partitions and failed runs, and sends their messages",
     )
-    def alert_sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SkipReason:
+    def alert_sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
         now, previous = platform.clock.now(), json.loads(context.cursor or "{}")
         evaluated_at = datetime.fromisoformat(previous["evaluated_at"]) if previous else None
         watched = sorted({*job_of.values(), *previous.get("failing", ())})
@@ -59,10 +59,10 @@ def build_alert_sensor(catalogue: Catalogue, deliveries: Clock | None = None) ->
         found = find_problems(catalogue, platform.store, platform.ledger, evidence, now)
         open_alerts = alerting.evaluate(found, store, platform.settings, now, sending.now())
         failing = [job for job, history in jobs.items() if history.failing_since is not None]
-        # The cursor is evidence only: what is open and what was sent stands in Postgres.
-        context.update_cursor(json.dumps({"evaluated_at": now.isoformat(), "failing": failing}))
         done = alerting.deliver(store, platform.settings, sending, now)
-        return dg.SkipReason(f"{len(open_alerts)} open; messages: {done.sent} sent, {done.failed} to be tried again, {done.dead} given up")
+        said = f"{len(open_alerts)} open; messages: {done.sent} sent, {done.failed} to be tried again, {done.dead} given up"
+        # The cursor is evidence only: what is open and what was sent stands in Postgres.
+        return dg.SensorResult(skip_reason=said, cursor=json.dumps({"evaluated_at": now.isoformat(), "failing": failing}))
 
     return alert_sensor
 

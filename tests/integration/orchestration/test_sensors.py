@@ -19,6 +19,7 @@ from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.orchestration.sensors import HEARTBEAT_TICKS, build_file_sensor, build_freshness_sensor
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.sources import fetch
+from featurestore_dagster.stores.postgres.slo_ledger import SloStore
 
 FRIDAY_EVENING, MONDAY_EVENING, MONDAY_NIGHT = "2018-12-28T22:00:00Z", "2018-12-31T22:00:00Z", "2018-12-31T23:30:00Z"
 SAMPLED = CATALOGUE.with_sources(("samples", "files"))
@@ -180,3 +181,6 @@ def test_freshness_is_posted_on_every_change_and_as_a_heartbeat(fresh_database: 
 
     heartbeat = json.dumps({**json.loads(late.cursor or ""), "tick": HEARTBEAT_TICKS - 1})
     assert len(posted(evaluate(sensor, platform_at(fresh_database, MONDAY_NIGHT), heartbeat))) == len(STREAMS)
+    days = SloStore(fresh_database.postgres).days(date(2018, 12, 1), date(2018, 12, 31))
+    counted = {day.day.day: day.overdue_seconds for day in days if day.view == DAILY_OHLCV_STATS.name}
+    assert counted == {28: 0, 29: 0, 30: 0, 31: 1800}, "it counts in the SLO ledger"
