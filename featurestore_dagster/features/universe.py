@@ -1,5 +1,6 @@
 """The universe: which instruments exist, since when, and how much they matter. Which source delivers them does not belong here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 
@@ -67,7 +68,7 @@ def members(market: str, day: date) -> frozenset[str]:
     return frozenset(found.symbol for found in instruments(market) if found.listing.covers(day))
 
 
-def listings_of(catalogue: Catalogue, view: FeatureView, stream: Stream) -> dict[str, Listing]:
+def listings_of(catalogue: Catalogue, view: FeatureView, stream: Stream) -> Mapping[str, Listing]:
     """What has rows in a stream: the symbols of its bars; for snapshots the instruments of its market, or the whole firm."""
     if stream.is_bar_by_bar:
         return catalogue.listings(stream.inputs[0])

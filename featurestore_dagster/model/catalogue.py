@@ -1,8 +1,9 @@
 """The catalogue: all declarations of one deployment, looked up by name and checked against each other."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol, Self, TypeVar
 
 from featurestore_dagster.errors import DeclarationError, UnknownNameError
@@ -139,14 +140,21 @@ class Catalogue:
             pairs.append((view, view.feature(feature_name)))
         return tuple(pairs)
 
-    def listings(self, dataset: Dataset) -> dict[str, Listing]:
+    def listings(self, dataset: Dataset) -> Mapping[str, Listing]:
         """Expected symbols of a dataset over all of its sources; the widest range wins where sources overlap."""
-        merged: dict[str, Listing] = {}
+        return self._listings.get(dataset.name, {})
+
+    @cached_property
+    def _listings(self) -> dict[str, dict[str, Listing]]:
+        """Asked for at every evaluation of every stream, and a universe has tens of thousands of symbols."""
+        merged: dict[str, dict[str, Listing]] = {}
         for source in self.sources:
-            for listing in source.listings.get(dataset.name, ()):
-                known = merged.get(listing.symbol)
-                if known is None or listing.first < known.first:
-                    merged[listing.symbol] = listing
+            for name, listings in source.listings.items():
+                known = merged.setdefault(name, {})
+                for listing in listings:
+                    wider = known.get(listing.symbol)
+                    if wider is None or listing.first < wider.first:
+                        known[listing.symbol] = listing
         return merged
 
 

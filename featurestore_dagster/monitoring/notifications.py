@@ -39,13 +39,16 @@ def channels(settings: Settings, *, escalated: bool = True) -> tuple[Channel, ..
 def _channel(url: str) -> Channel:
     import apprise
 
-    scheme = urlsplit(url).scheme
     if apprise.Apprise.instantiate(url) is None:
-        raise ConfigurationError(
-            f"an alert channel ({scheme or 'no scheme'}://{MASK}) is no URL that Apprise knows; "
-            "see https://github.com/caronc/apprise/wiki, and mend FEATURESTORE_ALERT_URLS or FEATURESTORE_ESCALATION_URLS"
-        )
-    return Channel(f"{scheme}-{hashlib.sha256(url.encode()).hexdigest()[:8]}", SecretStr(url))
+        raise _unknown(url)
+    return Channel(f"{urlsplit(url).scheme}-{hashlib.sha256(url.encode()).hexdigest()[:8]}", SecretStr(url))
+
+
+def _unknown(url: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"an alert channel ({urlsplit(url).scheme or 'no scheme'}://{MASK}) is no URL that Apprise knows; "
+        "see https://github.com/caronc/apprise/wiki, and mend FEATURESTORE_ALERT_URLS or FEATURESTORE_ESCALATION_URLS"
+    )
 
 
 def send(channel: Channel, event: AlertEvent, title: str, body: str, key: str) -> str | None:
@@ -58,10 +61,12 @@ def send(channel: Channel, event: AlertEvent, title: str, body: str, key: str) -
 
     url = channel.url.get_secret_value()
     receiver = apprise.Apprise.instantiate(url)
+    if receiver is None:
+        raise _unknown(url)
     if isinstance(headers := getattr(receiver, "headers", None), dict):
         headers["Idempotency-Key"] = key
     kind = apprise.NotifyType.SUCCESS if event is AlertEvent.RESOLVED else apprise.NotifyType.FAILURE
-    with apprise.LogCapture(level=logging.WARNING, fmt="%(message)s") as said:
+    with apprise.LogCapture(level=logging.WARNING, fmt="%(message)s") as said:  # type: ignore[no-untyped-call]
         if receiver.notify(body=body, title=title, notify_type=kind):
             return None
         reason = " ".join(said.getvalue().split()) or "it did not say why"

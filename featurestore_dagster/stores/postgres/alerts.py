@@ -219,7 +219,7 @@ class AlertStore:
 
 def _alerts(connection: psycopg.Connection[Any], rest: str, resolved: bool = False, limit: int = 0) -> list[Alert]:
     with connection.cursor(row_factory=dict_row) as cursor:
-        cursor.execute(f"select {ALERT_COLUMNS} from ops.alerts {rest}", {"resolved": resolved, "limit": limit})  # type: ignore[arg-type]  # noqa: S608
+        cursor.execute(f"select {ALERT_COLUMNS} from ops.alerts {rest}", {"resolved": resolved, "limit": limit})  # noqa: S608 - names of ours
         return [_alert(row) for row in cursor]
 
 

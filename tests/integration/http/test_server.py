@@ -125,7 +125,9 @@ def test_what_is_declared_and_what_was_measured_is_told(client: httpx.Client, se
     ]
     assert (stream["state"], stream["watermark"][:10]) == ("CLOSED", NOW.date().isoformat())
     statistics = client.get("/v1/views/daily_ohlcv_stats/statistics").json()
+    promised = client.get("/v1/slo", params={"view": "momentum_features", "month": f"{NOW:%Y-%m}"}).json()
     with served.client() as ours:
+        assert promised == [month.as_dict() for month in ours.get_slo_attainment(view="momentum_features")] != []
         assert statistics == ours.get_feature_statistics("daily_ohlcv_stats").to_dicts()
     wanted = {"features": REFERENCES[:2], "entities": {"symbol": SYMBOLS}, "policy": PATIENT, "tier": None}
     assert [feature["reference"] for feature in client.post("/v1/coverage", json=wanted).json()["features"]] == REFERENCES[:2]
@@ -152,6 +154,8 @@ ERRORS: list[tuple[str, str, bytes, int, str]] = [
     ("POST", "/v1/coverage", b"nothing", 422, "no JSON"),
     ("GET", "/v1/services/daily_equity", b"", 404, "daily_equity_service"),
     ("GET", "/v1/freshness?view=momentum", b"", 404, "momentum_features"),
+    ("GET", "/v1/slo?month=2018-13", b"", 422, "month"),
+    ("GET", "/v1/slo?view=momentum", b"", 404, "momentum_features"),
     ("GET", "/v1/statistics?window_minutes=0", b"", 422, "window_minutes"),
     ("GET", "/v1/views/momentum_features/statistics?start=2018-12-01T00:00:00", b"", 422, "time zone"),
     ("GET", "/get-online-features", b"", 405, "GET"),
