@@ -5,6 +5,7 @@ any point loses none. See docs/adr/0014-alerts-by-outbox.md for what that promis
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -35,15 +36,16 @@ class Delivered:
     dead: int = 0
 
 
-def evaluate(found: Found, store: AlertStore, settings: Settings, now: datetime, sending_at: datetime) -> list[Alert]:
-    """Begin, end and escalate streaks by what was found at `now`, and put up their messages; returns the streaks that go on.
+def evaluate(find: Callable[[datetime], Found], store: AlertStore, settings: Settings, clock: Clock, deliveries: Clock) -> list[Alert]:
+    """Begin, end and escalate streaks by what is wrong now, and put up their messages; returns the streaks that go on.
 
     Args:
-        found: Of the same instant.
+        find: What is wrong at an instant. Asked after every earlier evaluation has ended: what a slower daemon found before it would begin
+            again what has been resolved since.
         store: Keeps streaks and outbox.
         settings: Channels and links.
-        now: Instant of the evaluation by the platform's clock, which may be a replay's.
-        sending_at: Now by the clock of deliveries, which wait in real time.
+        clock: The platform's, which may be a replay's.
+        deliveries: Clock of the messages, which wait in real time.
 
     Raises:
         StoreUnavailableError: Postgres does not answer; nothing was changed.
@@ -52,6 +54,8 @@ def evaluate(found: Found, store: AlertStore, settings: Settings, now: datetime,
     everybody, usual = ([channel.name for channel in channels(settings, escalated=escalated)] for escalated in (True, False))
     links = messages.Links.of(settings)
     with store.evaluation() as evaluation:
+        now = clock.now()
+        found = find(now)
         problems = [*found.problems, *undelivered([letter for letter in evaluation.dead_letters() if letter.channel in everybody])]
         plan = streaks.plan(evaluation.unresolved(), problems, evaluation.silences(now), now, found.undetermined)
         begun = [evaluation.begin(problem, state, now) for problem, state in plan.begun]
@@ -60,12 +64,12 @@ def evaluate(found: Found, store: AlertStore, settings: Settings, now: datetime,
         for message in streaks.messages([*((AlertEvent.OPENED, alert) for alert in begun), *plan.changed]):
             receivers = everybody if any(alert.escalated_at is not None for alert in message.alerts) else usual
             told = Told(message, messages.title(message), messages.body(message, links, now))
-            evaluation.enqueue(told, channels=receivers, at=sending_at, give_up_after=GIVE_UP_AFTER)
+            evaluation.enqueue(told, channels=receivers, at=deliveries.now(), give_up_after=GIVE_UP_AFTER)
     changed = (alert for _, alert in plan.changed if alert.state is not AlertState.RESOLVED)
     return [*begun, *changed, *plan.refreshed]
 
 
-def deliver(store: AlertStore, settings: Settings, clock: Clock, notified_at: datetime) -> Delivered:
+def deliver(store: AlertStore, settings: Settings, clock: Clock, deliveries: Clock) -> Delivered:
     """Send what is due, oldest first; a channel that fails waits for its next time, the others do not wait for it.
 
     Each message is sent inside the transaction that locks its row and records the outcome. What dies in between sends it again, with the
@@ -74,13 +78,13 @@ def deliver(store: AlertStore, settings: Settings, clock: Clock, notified_at: da
     Args:
         store: The outbox.
         settings: Channels.
-        clock: Of the deliveries.
-        notified_at: Now by the platform's clock.
+        clock: The platform's.
+        deliveries: Clock of the messages.
     """
     known = {channel.name: channel for channel in channels(settings)}
     done, failing, ends = Delivered(), list[str](), time.monotonic() + TICK_SECONDS
     while time.monotonic() < ends:
-        now = clock.now()
+        now = deliveries.now()
         with store.claimed(now, LONGEST_WAIT, failing) as claim:
             if claim is None:
                 break
@@ -92,7 +96,7 @@ def deliver(store: AlertStore, settings: Settings, clock: Clock, notified_at: da
                 continue
             error = send(channel, AlertEvent(delivery.event), delivery.title, delivery.body, delivery.message_key)
             if error is None:
-                claim.sent(clock.now(), notified_at)
+                claim.sent(deliveries.now(), clock.now())
                 done = replace(done, sent=done.sent + 1)
             else:
                 failing.append(delivery.channel)

@@ -2,10 +2,9 @@
 
 import hashlib
 import logging
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import SecretStr
 
@@ -14,6 +13,7 @@ from featurestore_dagster.model.alert import AlertEvent
 from featurestore_dagster.settings import MASK, Settings
 
 LONGEST_ERROR = 500
+SHORTEST_SECRET = 4
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,9 @@ def send(channel: Channel, event: AlertEvent, title: str, body: str, key: str) -
 
 
 def _secrets(url: str) -> Iterator[str]:
-    """Every part of a URL that may be one."""
-    place = urlsplit(url).hostname or ""
-    return (part for part in re.split(r"[/:@?&=]+", url) if len(part) >= 4 and part != place)
+    """Every part of a URL that may be one; a host without a dot may be a token, as Slack's is."""
+    parts = urlsplit(url)
+    login, _, place = parts.netloc.rpartition("@")
+    values = (value for _, value in parse_qsl(parts.query))
+    found = [*login.split(":"), *parts.path.split("/"), *values, *([] if "." in place else [place])]
+    return (part for part in found if len(part) >= SHORTEST_SECRET)

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from featurestore_dagster.model.catalogue import Catalogue
-from featurestore_dagster.model.time import Clock, SystemClock
+from featurestore_dagster.model.time import SystemClock
 from featurestore_dagster.monitoring import alerting
-from featurestore_dagster.monitoring.problems import Evidence, JobHistory, find_problems
+from featurestore_dagster.monitoring.problems import Evidence, Found, JobHistory, find_problems
 from featurestore_dagster.orchestration import asset_keys
 from featurestore_dagster.orchestration.jobs import paths
 from featurestore_dagster.orchestration.platform import Platform
@@ -20,8 +20,8 @@ ALERT_SECONDS = 60
 SILENT_AFTER = timedelta(minutes=5)
 """A longer pause between two evaluations than this is the daemon's fault."""
 
-LOOK_BACK = timedelta(days=7)
-"""Jobs that ran within it are watched; a job that is failing stays watched."""
+LOOK_BACK, FAILURES_READ = timedelta(days=7), 100
+"""Jobs that failed within it are watched, as far as the newest failures are theirs; a job that is failing stays watched."""
 
 RUNS_READ = 25
 """Newest finished runs of a job that are looked at: a longer row of failures is told as that many."""
@@ -30,18 +30,13 @@ WILL_RETRY = "dagster/will_retry"
 FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
 
 
-def build_alert_sensor(catalogue: Catalogue, deliveries: Clock | None = None) -> dg.SensorDefinition:
-    """Evaluates each minute what is wrong, and sends what is to be told.
-
-    Args:
-        catalogue: What is watched.
-        deliveries: Clock of the outbox; real time unless given, also under a replay clock, since receivers live in real time.
-    """
+def build_alert_sensor(catalogue: Catalogue) -> dg.SensorDefinition:
+    """Evaluates each minute what is wrong, and sends what is to be told. Messages wait in real time, also under a replay clock."""
     pages = {dataset_relation(d).name: asset_keys.raw(d) for d in catalogue.datasets}
     pages |= {stream_relation(view, s).name: asset_keys.stream(view, s) for view in catalogue.views for s in view.streams}
     page_of = {name: f"/assets/{'/'.join(key.path)}" for name, key in pages.items()}
     job_of = {stream_relation(v, s).name: path.name for path in paths(catalogue) for v, s in path.streams(catalogue)}
-    sending = deliveries or SystemClock()
+    sending = SystemClock()
 
     @dg.sensor(
         name="alert_sensor",
@@ -49,26 +44,28 @@ def build_alert_sensor(catalogue: Catalogue, deliveries: Clock | None = None) ->
         description="Begins, ends and escalates alerts about overdue views, blocked partitions and failed runs, and sends their messages",
     )
     def alert_sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
-        now, previous = platform.clock.now(), json.loads(context.cursor or "{}")
+        previous = json.loads(context.cursor or "{}")
         evaluated_at = datetime.fromisoformat(previous["evaluated_at"]) if previous else None
-        watched = sorted({*job_of.values(), *previous.get("failing", ())})
-        jobs = job_histories(context.instance, platform.ledger, watched, sending.now())
-        silent_since = evaluated_at if evaluated_at is not None and now - evaluated_at > SILENT_AFTER else None
-        evidence = Evidence(jobs, job_of, page_of, silent_since)
-        store = AlertStore(platform.settings.postgres)
-        found = find_problems(catalogue, platform.store, platform.ledger, evidence, now)
-        open_alerts = alerting.evaluate(found, store, platform.settings, now, sending.now())
+        store, clock, jobs = AlertStore(platform.settings.postgres), platform.clock, dict[str, JobHistory]()
+
+        def find(now: datetime) -> Found:
+            watched = sorted({*job_of.values(), *previous.get("failing", ())})
+            jobs.update(job_histories(context.instance, platform.ledger, watched, sending.now()))
+            silent_since = evaluated_at if evaluated_at is not None and now - evaluated_at > SILENT_AFTER else None
+            return find_problems(catalogue, platform.store, platform.ledger, Evidence(jobs, job_of, page_of, silent_since), now)
+
+        open_alerts = alerting.evaluate(find, store, platform.settings, clock, sending)
         failing = [job for job, history in jobs.items() if history.failing_since is not None]
-        done = alerting.deliver(store, platform.settings, sending, now)
+        done = alerting.deliver(store, platform.settings, clock, sending)
         said = f"{len(open_alerts)} open; messages: {done.sent} sent, {done.failed} to be tried again, {done.dead} given up"
         # The cursor is evidence only: what is open and what was sent stands in Postgres.
-        return dg.SensorResult(skip_reason=said, cursor=json.dumps({"evaluated_at": now.isoformat(), "failing": failing}))
+        return dg.SensorResult(skip_reason=said, cursor=json.dumps({"evaluated_at": clock.now().isoformat(), "failing": failing}))
 
     return alert_sensor
 
 
 def job_histories(instance: dg.DagsterInstance, ledger: Ledger, watched: Iterable[str], now: datetime) -> dict[str, JobHistory]:
-    """History of each job that is watched or that ran lately.
+    """History of each job that is watched or that failed lately.
 
     Not counted: runs that Dagster will retry, that were cancelled, or that a blocked partition failed. Runs from the UI without a job of
     ours share Dagster's own job name.
@@ -79,8 +76,8 @@ def job_histories(instance: dg.DagsterInstance, ledger: Ledger, watched: Iterabl
         watched: Names of jobs to look at, however long ago they ran.
         now: Real time.
     """
-    recent = instance.get_run_records(dg.RunsFilter(statuses=FINISHED, updated_after=now - LOOK_BACK), limit=1000)
-    names = dict.fromkeys([*watched, *(record.dagster_run.job_name for record in recent)])
+    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=now - LOOK_BACK)
+    names = dict.fromkeys([*watched, *(run.job_name for run in instance.get_runs(failed, limit=FAILURES_READ))])
     return {name: _history(instance, ledger, name) for name in names}
 
 

@@ -81,8 +81,9 @@ def test_an_alert_is_listed_silenced_and_told_again(featurestore: Command) -> No
 
 
 @pytest.mark.parametrize("duration", ["2", "0h", "2w", "-1h", "100d", "2h 30m"])
-def test_a_silence_has_a_duration_that_ends(featurestore: Command, duration: str) -> None:
-    assert featurestore("alerts", "silence", "momentum_features", "--for", duration, "--reason", "x")[0] == 2
+def test_a_silence_has_a_duration_that_ends(duration: str) -> None:
+    refused = RUNNER.invoke(app, ["alerts", "silence", "momentum_features", f"--for={duration}", "--reason", "x"], env={"COLUMNS": "200"})
+    assert (refused.exit_code, "is no duration" in refused.output) == (2, True)
 
 
 def test_a_silence_of_what_does_not_exist_is_refused(featurestore: Command) -> None:

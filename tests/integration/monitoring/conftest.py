@@ -45,11 +45,10 @@ class Duty:
     clock: MovingClock
 
     def evaluate(self, *problems: Problem) -> None:
-        now = self.clock.now()
-        alerting.evaluate(Found(problems), self.store, self.settings, now, now)
+        alerting.evaluate(lambda _: Found(problems), self.store, self.settings, self.clock, self.clock)
 
     def deliver(self) -> alerting.Delivered:
-        return alerting.deliver(self.store, self.settings, self.clock, self.clock.now())
+        return alerting.deliver(self.store, self.settings, self.clock, self.clock)
 
     def tick(self, *problems: Problem, after: timedelta = MINUTE) -> alerting.Delivered:
         self.evaluate(*problems)
