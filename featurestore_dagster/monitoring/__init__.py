@@ -1,1 +1,1 @@
-"""What watches the platform: alerts and their delivery. Each module's docstring says on which layer it lives."""
+"""What is measured, and the process that answers Prometheus. Reading values belongs to `serving` and `stores`."""

@@ -12,7 +12,7 @@ from featurestore_dagster.model.alert import AlertKind, AlertState
 from featurestore_dagster.monitoring import alerting
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.postgres import AlertStore
-from tests.integration.monitoring.conftest import MINUTE, NOON, Duty, duty_of, problem
+from tests.integration.alerts.conftest import MINUTE, NOON, Duty, duty_of, problem
 from tests.receivers import Mailbox, Webhook
 
 HOUR = timedelta(hours=1)
