@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import polars as pl
 
 from featurestore_dagster.calendars import calendar
-from featurestore_dagster.errors import TerminalError
+from featurestore_dagster.errors import PointInTimeViolation, UnknownPartitionError
 from featurestore_dagster.model.alert import AlertKind, Problem
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
@@ -75,7 +75,7 @@ def find_problems(catalogue: Catalogue, store: PostgresStore, ledger: Ledger, ev
         for stream in filter(catalogue.is_fed, view.streams):
             try:
                 state = stream_state(catalogue, store, view, stream, now)
-            except TerminalError:  # the clock was set back behind the watermark, or out of the calendar: neither late nor in time
+            except (PointInTimeViolation, UnknownPartitionError):  # the clock was set back behind the watermark, or out of the calendar
                 undetermined.add((AlertKind.VIEW_OVERDUE, _subject(view.label, stream.name)))
                 continue
             if state.freshness.state.overdue:
