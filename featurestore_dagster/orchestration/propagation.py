@@ -48,7 +48,7 @@ ATTEMPTS = 3
 RESTATEMENT_TAG = "restatement"
 CATCH_UP_TAG = "catch_up"
 CATCH_UP_DAYS = 45
-"""An outage is looked for this far back; before that, from the newest session that was audited."""
+"""An outage is looked for this far back: a market without any session in that time was not left by an outage."""
 
 PROPAGATION_PRIORITY = "5"
 """In Dagster's queue: after live bars, before backfills."""

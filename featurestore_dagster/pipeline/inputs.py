@@ -124,10 +124,11 @@ class Inputs:
         inputs: dict[str, dict[str, int]] = {key: {} for key in keys}
         for dataset in stream.inputs:
             name = f"raw.{dataset.name}"
-            # The cumulative factor holds every action since the beginning, and the closes before each.
-            cumulative = dataset.bars and any("adjustment_factor" in feature.input_columns for feature in view.features)
-            since = [BEGINNING] * len(keys) if cumulative else [self._since(view, stream, dataset, start) for start in starts]
-            for key, newest in zip(keys, self.ledger.newest_writes(name, since, ends), strict=True):
+            newest_writes = self.ledger.newest_writes(name, [self._since(view, stream, dataset, start) for start in starts], ends)
+            if dataset.bars and any("adjustment_factor" in feature.input_columns for feature in view.features):
+                # The cumulative factor holds every action since the beginning, and the closes before each.
+                newest_writes = list(map(max, newest_writes, self._closes_before_actions(dataset, ends)))
+            for key, newest in zip(keys, newest_writes, strict=True):
                 inputs[key][name] = newest
         for member in view.members:
             since = [start - _reach(member, stream) for start in starts]
@@ -139,6 +140,18 @@ class Inputs:
             for key, batch in zip(keys, self.mart_batches(view.mart, ends), strict=True):
                 inputs[key][f"marts.{view.mart}"] = batch
         return inputs
+
+    def _closes_before_actions(self, dataset: Dataset, ends: Sequence[datetime]) -> list[int]:
+        """For each of `ends` (ascending): newest publication of bars of a session that is the last one before a corporate action, or 0."""
+        actions = self.actions(dataset.market, ends[-1])["event_timestamp"].unique()
+        market = calendar(dataset.calendar)
+        before = {market.previous_sessions(day, 1) for day in market.session_of(actions)}
+        written = self.ledger.writes(f"raw.{dataset.name}", BEGINNING, ends[-1]).sort("last_event")
+        relevant = written.filter(market.session_of(written["last_event"]).is_in(list(before)))
+        newest = relevant.with_columns(pl.col("publication_id").cum_max())
+        asked = pl.DataFrame({"end": ends}, schema={"end": UTC_MICROSECONDS})
+        seen = asked.join_asof(newest, left_on="end", right_on="last_event", check_sortedness=False)
+        return seen["publication_id"].fill_null(0).to_list()
 
     def mart_batches(self, mart: str, ends: Sequence[datetime]) -> list[int]:
         """For each of `ends` (ascending): newest batch of a mart with a row that was usable by then, or 0; 0 before dbt has built it."""

@@ -12,6 +12,7 @@ import polars as pl
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.features.raw_tables import US_MACRO
 from featurestore_dagster.model.feature_view import FeatureView, Stream
+from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.pipeline.blocks.published import SETTLING
 from featurestore_dagster.pipeline.inputs import BEGINNING
 from featurestore_dagster.pipeline.publication import Pipeline
@@ -41,7 +42,7 @@ class Staleness:
 
     pipeline: Pipeline
     restatements: Restatements
-    marts: dict[tuple[int, ...], datetime | None] = field(default_factory=dict)
+    marts: dict[tuple[int, ...], pl.DataFrame] = field(default_factory=dict)
 
     @classmethod
     def of(cls, pipeline: Pipeline, restatements: Restatements) -> "Staleness":
@@ -91,21 +92,17 @@ class Staleness:
 
     def _reading_mart(self, mart: str, states: dict[str, PartitionState], writes: pl.DataFrame) -> set[str]:
         """Published partitions that could use rows which the mart will hold once dbt has built it."""
-        source = writes.filter(pl.col("relation") == dataset_relation(MART_SOURCE).name)
-        if source.is_empty():
+        batches = writes.filter(pl.col("relation") == dataset_relation(MART_SOURCE).name)["batch_id"].unique().sort()
+        if batches.is_empty():
             return set()
-        batches = tuple(source["batch_id"].unique().sort())
-        if batches not in self.marts:
-            self.marts[batches] = self.restatements.earliest_usable(MART_SOURCE.table.name, batches)
-        usable = self.marts[batches]
-        return {
-            key
-            for key, state in states.items()
-            if usable is not None
-            and state.max_event_timestamp is not None
-            and state.max_event_timestamp >= usable
-            and state.inputs.get(f"marts.{mart}", 0) < batches[-1]
-        }
+        if tuple(batches) not in self.marts:
+            self.marts[tuple(batches)] = self.restatements.usable_from(MART_SOURCE.table.name, batches.to_list()).sort("usable")
+        newest = self.marts[tuple(batches)].with_columns(pl.col("batch_id").cum_max())
+        published = [(key, state.max_event_timestamp, state.inputs.get(f"marts.{mart}", 0)) for key, state in states.items()]
+        schema = {"key": pl.String, "last_event": UTC_MICROSECONDS, "read": pl.Int64}
+        rows = pl.DataFrame(published, schema=schema, orient="row").drop_nulls("last_event").sort("last_event")
+        able = rows.join_asof(newest, left_on="last_event", right_on="usable", check_sortedness=False)
+        return set(able.filter(pl.col("read") < pl.col("batch_id"))["key"])
 
 
 def reads(view: FeatureView, stream: Stream, *, mart: bool = True) -> set[str]:

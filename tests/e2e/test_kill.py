@@ -1,4 +1,4 @@
-"""A backfill killed in its middle and run again publishes what an undisturbed one does."""
+"""A backfill killed in its middle and started again publishes what an undisturbed one does; once more, it finds nothing to do."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from featurestore_dagster.stores.embedded import EmbeddedServices
 from featurestore_dagster.stores.postgres.connection import connect
 from tests.e2e.conftest import COMMAND, Installation
 
-RANGE = ("materialize", "2016-01-04", "2017-12-29", "--calendar", "XNYS")
+RANGE = ("backfill", "momentum_features", "2016-01-04", "2017-12-29")
 HASHES = """select distinct on (relation, partition_key) relation, partition_key, content_hash, rows_total from ops.publications
 order by relation, partition_key, publication_id desc"""
 
@@ -40,7 +40,12 @@ def test_killed_backfill_ends_like_an_undisturbed_one(tmp_path):
             done = connection.execute(count).fetchone()[0]
     assert 0 < done < 503, "the kill must fall between two chunks of the view"
 
+    left = [row for row in killed.json(*RANGE, "--preview") if row["stream"] == "us_equity_1d"]
+    assert [0 < row["partitions_to_compute"] <= 503 - done for row in left] == [True]
     assert killed.run(*RANGE).returncode == 0
+    assert _published(killed, HASHES) == _published(undisturbed, HASHES)
+    again = killed.run(*RANGE)
+    assert (again.returncode, "nothing to do" in again.stdout) == (0, True), again.stdout + again.stderr
     assert _published(killed, HASHES) == _published(undisturbed, HASHES)
     for installation in (undisturbed, killed):
         installation.run("down")

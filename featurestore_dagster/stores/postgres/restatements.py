@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import polars as pl
-import psycopg
+from psycopg import sql
 from psycopg.rows import class_row, dict_row
 
 from featurestore_dagster.errors import RefusedError
@@ -73,12 +73,17 @@ class Restatements:
         )
         return read_frame(self.settings, query, {"after": after}, WRITES_SCHEMA)
 
-    def earliest_usable(self, table: str, batch_ids: Sequence[int]) -> datetime | None:
-        """First instant at which a row of these batches of a raw table could be used: its event time, or known-at when later."""
-        query = psycopg.sql.SQL("select min(greatest(event_timestamp, known_at)) from raw.{} where batch_id = any(%s)")
-        with connect(self.settings) as connection:
-            row = connection.execute(query.format(psycopg.sql.Identifier(table)), [list(batch_ids)]).fetchone()
-        return row[0] if row else None
+    def usable_from(self, table: str, batch_ids: Sequence[int]) -> pl.DataFrame:
+        """For each of these batches of a raw table: from when on a row of it could be used, its event time or known-at when later.
+
+        Columns batch_id, usable; unsorted.
+        """
+        query = sql.SQL(
+            "select batch_id, min(greatest(event_timestamp, known_at)) as usable from raw.{} where batch_id = any(%(ids)s)"
+            " group by batch_id"
+        ).format(sql.Identifier(table))
+        schema = {"batch_id": pl.Int64(), "usable": UTC_MICROSECONDS}
+        return read_frame(self.settings, query, {"ids": list(batch_ids)}, schema)
 
     def blocked_since(self, relation: str, instant: datetime) -> set[str]:
         """Partitions of a relation whose last audit failed, at this instant or later."""
@@ -91,12 +96,10 @@ class Restatements:
         return {key for (key,) in rows}
 
     def audited(self, relations: Sequence[str], since: str) -> dict[str, dict[str, datetime]]:
-        """By relation the partitions from `since` on that were audited, and the newest one before, each with the last time."""
+        """By relation the partitions from `since` on that were audited, each with the last time."""
         query = (
-            "select asked.relation, log.partition_key, max(log.logged_at) from unnest(%(relations)s::text[]) as asked(relation)"
-            " cross join lateral (select coalesce(max(partition_key), '') as key from ops.quality_log"
-            " where relation = asked.relation and partition_key < %(since)s) first"
-            " join ops.quality_log log on log.relation = asked.relation and log.partition_key >= first.key group by 1, 2 order by 1, 2"
+            "select relation, partition_key, max(logged_at) from ops.quality_log where relation = any(%(relations)s)"
+            " and partition_key >= %(since)s group by 1, 2 order by 1, 2"
         )
         found: dict[str, dict[str, datetime]] = {}
         with connect(self.settings) as connection:

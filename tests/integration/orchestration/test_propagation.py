@@ -24,7 +24,7 @@ from featurestore_dagster.features.raw_tables import US_EQUITY_CORPORATE_ACTIONS
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.model.flags import QualityFlag
-from featurestore_dagster.orchestration import propagation
+from featurestore_dagster.orchestration import asset_keys, propagation
 from featurestore_dagster.orchestration.assets.online import build_online_asset
 from featurestore_dagster.orchestration.assets.raw import build_raw_asset
 from featurestore_dagster.orchestration.assets.views import build_stream_asset
@@ -34,6 +34,7 @@ from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.orchestration.propagation import build_propagation_sensor
 from featurestore_dagster.pipeline.publication import Pipeline
 from featurestore_dagster.serving.online_sync import sync_view
+from featurestore_dagster.serving.slo_state import stream_state
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.postgres.restatements import Restatements
 from tests.integration.pipeline.conftest import Deployment, MovingClock, with_listings
@@ -331,7 +332,8 @@ def test_a_long_correction_waits_for_a_person(daemon: Daemon, monkeypatch: pytes
         pytest.param("2018-12-12T10:00-05:00", ("2018-12-10", "2018-12-11"), id="two days"),
         pytest.param("2018-12-10T20:00-05:00", None, id="the session may still be asked for"),
         pytest.param("2018-12-09T12:00-05:00", None, id="a weekend"),
-        pytest.param("2019-02-20T10:00-05:00", ("2018-12-10", "2019-02-19"), id="ten weeks"),
+        pytest.param("2019-01-16T10:00-05:00", ("2018-12-10", "2019-01-15"), id="five weeks"),
+        pytest.param("2019-02-20T10:00-05:00", None, id="ten weeks are no outage"),
     ],
 )
 def test_a_daemon_that_was_down_runs_the_missed_sessions_once(daemon: Daemon, back_at: str, missed: tuple[str, str] | None) -> None:
@@ -354,3 +356,24 @@ def test_a_caught_up_session_equals_one_that_ran_in_time(daemon: Daemon) -> None
     caught_up = {view.name: deployment.hashes(view) for view in VIEWS}
     assert all(set(hashes) == {*WEEKS, *days} for hashes in caught_up.values())
     assert online(daemon, VIEWS[0], "AAA")[3] == deployment.bars().filter(symbol="AAA")["close"][-1]
+
+
+def test_a_backfill_of_old_sessions_changes_neither_freshness_nor_redis(daemon: Daemon) -> None:
+    deployment, view = daemon.deployment, VIEWS[0]
+    old = keys_between("2018-10-29", "2018-11-02")
+    deployment.deliver(bars([*old, *WEEKS]))
+    before = [(online(daemon, view, symbol), view.name) for symbol in LISTED]
+    state = stream_state(deployment.catalogue, deployment.store, view, view.streams[0], deployment.clock.now())
+    assets = [asset_keys.raw(EQUITIES), asset_keys.stream(view, view.streams[0]), asset_keys.online(view)]
+    tags = {"dagster/asset_partition_range_start": old[0], "dagster/asset_partition_range_end": old[-1]}
+    backfill = dg.RunRequest(job_name="xnys_path", asset_selection=assets, tags=tags)
+    assert daemon.run(backfill).is_success
+    assert set(old) < set(deployment.hashes(view))
+    assert [(online(daemon, view, symbol), view.name) for symbol in LISTED] == before
+    assert stream_state(deployment.catalogue, deployment.store, view, view.streams[0], deployment.clock.now()) == state
+    known = ledger(daemon)
+    assert daemon.run(backfill).is_success
+    assert ledger(daemon) == known, "the same backfill again finds nothing new"
+    # The other view was not computed for these sessions; both read them for later ones, in the same chunk.
+    asked = {(request.asset_selection[0].to_user_string(), span(request)) for request in daemon.tick() if request.asset_selection}
+    assert asked == {("daily_ohlcv_stats", (WEEKS[0], WEEKS[-1])), ("momentum_features", (old[0], WEEKS[-1]))}
