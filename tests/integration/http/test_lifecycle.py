@@ -66,16 +66,13 @@ def test_stopped_while_it_starts(served: Served) -> None:
 
 def test_too_many_at_once_are_told_to_come_again(served: Served) -> None:
     with serving(served.settings, **ONE_WORKER, FEATURESTORE_SERVE_MAXIMUM_CONCURRENT_REQUESTS="2") as server, server.client() as client:
-        with server.client() as other, ThreadPoolExecutor(1) as pool, a_request_under_way(served, server):
-            second = pool.submit(other.post, "/v1/online-features", json=PAST)
-
-            def refused() -> bool:
-                answer = client.post("/get-online-features", json=GOOD)
-                return (answer.status_code, answer.headers.get("retry-after")) == (503, "1")
-
-            wait_until(refused)
+        with ThreadPoolExecutor(4) as pool, served.locked("momentum_features"):
+            asked = [pool.submit(client.post, "/v1/online-features", json=PAST) for _ in range(4)]
+            wait_until(lambda: sum(answer.done() for answer in asked) >= 2)
+            refused = [answer.result() for answer in asked if answer.done()][:2]
+            assert [(answer.status_code, answer.headers.get("retry-after")) for answer in refused] == [(503, "1")] * 2
             assert client.get("/health/live").status_code == 200
-        assert second.result().status_code == 200
+        assert sorted(answer.result().status_code for answer in asked) == [200, 200, 503, 503]
         assert client.post("/get-online-features", json=GOOD).status_code == 200
 
 
