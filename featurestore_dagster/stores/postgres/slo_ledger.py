@@ -62,17 +62,20 @@ class SloStore:
             return dict(connection.execute(query).fetchall())
 
     def advances(self, relation: Relation, after_publication_id: int, watermark: datetime | None) -> pl.DataFrame:
-        """Publications after the given one that wrote rows newer than a watermark: columns ADVANCES, by publication id.
+        """Batches published after the given publication with rows newer than a watermark: columns ADVANCES, by their last publication.
 
         By id and not by time: ids are given in the order of commits, while a publication's time lies before its commit. Rows that stand for
         missing bars are no news.
         """
         query = sql.SQL(
-            "select publication_id, published_at, max(event_timestamp) as watermark from ops.publications p join {table} f using (batch_id)"
-            " where relation = %(relation)s and publication_id > %(after)s and rows_published > 0"
-            " and (%(watermark)s::timestamptz is null or max_event_timestamp > %(watermark)s)"
-            " and f.stream = %(stream)s and f.feature_set_version = %(version)s and f.flags & %(missing)s = 0"
-            " group by publication_id, published_at order by publication_id"
+            "select publication_id, published_at, newest.watermark from (select batch_id, max(publication_id) as publication_id,"
+            " max(published_at) as published_at from ops.publications where relation = %(relation)s and publication_id > %(after)s"
+            " and rows_published > 0 and (%(watermark)s::timestamptz is null or max_event_timestamp > %(watermark)s)"
+            " group by batch_id) batch"
+            # A batch holds the rows of many publications: it is looked through once.
+            " cross join lateral (select max(event_timestamp) as watermark from {table} f where f.batch_id = batch.batch_id"
+            " and f.stream = %(stream)s and f.feature_set_version = %(version)s and f.flags & %(missing)s = 0) newest"
+            " where newest.watermark is not null order by publication_id"
         ).format(table=sql.Identifier(relation.schema, relation.table))
         parameters = {
             "relation": relation.name,
