@@ -37,17 +37,18 @@ class Month:
 
     settings: Settings
 
-    def publish(self, at: str, session: str, *, flags: int = 0) -> None:
+    def publish(self, at: str, *sessions: str, flags: int = 0) -> None:
         rows = pl.DataFrame(
             [
                 dict.fromkeys(RELATION.frame_schema)
                 | {"symbol": symbol, "event_timestamp": close_of(session), "created_timestamp": close_of(session), "stream": STREAM.name}
                 | {"flags": flags, "feature_set_version": VIEW.version}
                 for symbol in ("SPX", "IXIC")
+                for session in sessions
             ],
             schema=RELATION.frame_schema,
         )
-        PostgresStore(self.settings.postgres, MovingClock(utc(at))).publish(RELATION, rows, [session])
+        PostgresStore(self.settings.postgres, MovingClock(utc(at))).publish(RELATION, rows, sessions)
 
     def count(self, at: str) -> None:
         slo_ledger.record(WATCHED, SloStore(self.settings.postgres), utc(at))
@@ -93,6 +94,13 @@ def test_a_row_that_stands_for_a_missing_bar_is_no_value(month: Month) -> None:
     month.publish("2018-12-27T22:00", "2018-12-27")
     month.publish("2018-12-28T22:00", "2018-12-28", flags=QualityFlag.MISSING_OHLCV.value)
     assert month.overdue_hours("2018-12-29T01:00")[0] == pytest.approx(2)
+
+
+def test_a_range_that_was_published_at_once_counts_as_its_newest_bar(month: Month) -> None:
+    month.publish("2018-12-26T22:00", "2018-12-24", "2018-12-26")
+    ticks(month, "2018-12-27T00:00")
+    month.publish("2018-12-29T01:00", "2018-12-21", "2018-12-27", "2018-12-28")
+    assert month.overdue_hours("2018-12-29T02:00") == pytest.approx((26, 52)), "from Thursday 23:00 on"
 
 
 def test_two_daemons_count_once(month: Month) -> None:
