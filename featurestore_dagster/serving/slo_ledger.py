@@ -10,9 +10,10 @@ that the SLO's objective leaves, for each stream.
 """
 
 import calendar as months
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
 
 from featurestore_dagster.errors import MalformedDataError
@@ -20,9 +21,10 @@ from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.projections.relation import stream_relation
 from featurestore_dagster.serving.freshness import Expectation, due_after, expectation
-from featurestore_dagster.stores.postgres.slo_ledger import SloDay, SloStore
+from featurestore_dagster.stores.postgres.slo_ledger import CLOCK_SET_BACK, SloDay, SloStore
 
 DAY = timedelta(days=1)
+TICK_SECONDS = 10.0
 Advance = tuple[datetime, datetime]
 """When a watermark was published, and the watermark."""
 
@@ -93,15 +95,18 @@ def overdue_intervals(
     return overdue
 
 
-def uncounted(catalogue: Catalogue, store: SloStore, now: datetime) -> list[SloDay]:
-    """The days that the ledger lacks up to `now`, and those that it has in part, as they are when counted whole. Writes nothing."""
+def uncounted(catalogue: Catalogue, store: SloStore, now: datetime) -> Iterator[list[SloDay]]:
+    """Of each stream, the days that the ledger lacks up to `now`, and the one that it has in part as it is when counted whole.
+
+    Streams whose count is oldest come first, new ones last. Writes nothing.
+    """
     last = store.last_days(now)
     fed = [(view, stream) for view in catalogue.views for stream in filter(catalogue.is_fed, view.streams)]
     new = any((view.label, stream.name) not in last for view, stream in fed)
     first_published_at = store.first_published_at() if new else {}
-    return [
-        day for view, stream in fed for day in _count(store, view, stream, last.get((view.label, stream.name)), first_published_at, now)
-    ]
+    begun = [(last.get((view.label, stream.name)), view, stream) for view, stream in fed]
+    for day, view, stream in sorted(begun, key=lambda item: item[0].evaluated_until if item[0] else now + CLOCK_SET_BACK):
+        yield _count(store, view, stream, day, first_published_at, now)
 
 
 def _count(
@@ -141,8 +146,18 @@ def _count(
 
 
 def record(catalogue: Catalogue, store: SloStore, now: datetime) -> None:
-    """Count up to `now` and keep it; any number of daemons may do so."""
-    store.record(uncounted(catalogue, store, now), now)
+    """Count up to `now` and keep it; any number of daemons may do so.
+
+    A long backlog, as when the ledger is new, is counted in several calls, each of little more than TICK_SECONDS.
+    """
+    store.forget_after(now)
+    counted: list[SloDay] = []
+    ends = time.monotonic() + TICK_SECONDS
+    for days in uncounted(catalogue, store, now):
+        counted += days
+        if time.monotonic() > ends:
+            break
+    store.record(counted)
 
 
 def slo_months(catalogue: Catalogue, store: SloStore, now: datetime, month: str | None = None, view: str | None = None) -> list[SloMonth]:
@@ -159,7 +174,9 @@ def slo_months(catalogue: Catalogue, store: SloStore, now: datetime, month: str 
     length = months.monthrange(first.year, first.month)[1]
     last = first + timedelta(days=length - 1)
     days = {(day.view, day.stream, day.day): day for day in store.days(first, last)}
-    days |= {(day.view, day.stream, day.day): day for day in uncounted(catalogue, store, now) if first <= day.day <= last}
+    days |= {
+        (day.view, day.stream, day.day): day for found in uncounted(catalogue, store, now) for day in found if first <= day.day <= last
+    }
     objectives = {(v.label, s.name): v.slo_of(s).objective for v in catalogue.views for s in v.streams}
     result: list[SloMonth] = []
     ordered = sorted(key for key in days if key[:2] in objectives and wanted in (None, key[0]))
@@ -199,4 +216,4 @@ def _together(streams: Sequence[SloMonth]) -> SloMonth:
 
 
 def _midnight(day: date) -> datetime:
-    return datetime.combine(day, time(), UTC)
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)

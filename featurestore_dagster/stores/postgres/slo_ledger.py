@@ -68,14 +68,13 @@ class SloStore:
         missing bars are no news.
         """
         query = sql.SQL(
-            "select publication_id, published_at, newest.watermark from (select batch_id, max(publication_id) as publication_id,"
-            " max(published_at) as published_at from ops.publications where relation = %(relation)s and publication_id > %(after)s"
-            " and rows_published > 0 and (%(watermark)s::timestamptz is null or max_event_timestamp > %(watermark)s)"
-            " group by batch_id) batch"
+            "with batch as materialized (select batch_id, max(publication_id) as publication_id, max(published_at) as published_at"
+            " from ops.publications where relation = %(relation)s and publication_id > %(after)s and rows_published > 0"
+            " and (%(watermark)s::timestamptz is null or max_event_timestamp > %(watermark)s) group by batch_id),"
             # A batch holds the rows of many publications: it is looked through once.
-            " cross join lateral (select max(event_timestamp) as watermark from {table} f where f.batch_id = batch.batch_id"
-            " and f.stream = %(stream)s and f.feature_set_version = %(version)s and f.flags & %(missing)s = 0) newest"
-            " where newest.watermark is not null order by publication_id"
+            " newest as (select batch_id, max(event_timestamp) as watermark from {table} where batch_id in (select batch_id from batch)"
+            " and stream = %(stream)s and feature_set_version = %(version)s and flags & %(missing)s = 0 group by batch_id)"
+            " select publication_id, published_at, watermark from batch join newest using (batch_id) order by publication_id"
         ).format(table=sql.Identifier(relation.schema, relation.table))
         parameters = {
             "relation": relation.name,
@@ -87,16 +86,24 @@ class SloStore:
         }
         return read_frame(self.settings, query, parameters, ADVANCES)
 
-    def record(self, days: Sequence[SloDay], now: datetime) -> None:
-        """Keep what was counted; a day that another daemon has counted further stays. Forgets what a clock ahead of `now` counted."""
-        with connect(self.settings) as connection, connection.cursor() as cursor:
-            cursor.execute("delete from ops.slo_ledger where evaluated_until > %s", [now + CLOCK_SET_BACK])
-            cursor.executemany(
-                "insert into ops.slo_ledger (view, stream, day, evaluated_seconds, overdue_seconds, evaluated_until, watermark,"
-                " publication_id) values (%(view)s, %(stream)s, %(day)s, %(evaluated_seconds)s, %(overdue_seconds)s, %(evaluated_until)s,"
-                " %(watermark)s, %(publication_id)s) on conflict (view, stream, day) do update set"
-                " evaluated_seconds = excluded.evaluated_seconds, overdue_seconds = excluded.overdue_seconds,"
-                " evaluated_until = excluded.evaluated_until, watermark = excluded.watermark, publication_id = excluded.publication_id"
-                " where excluded.evaluated_until > slo_ledger.evaluated_until",
-                [vars(day) for day in days],
-            )
+    def forget_after(self, now: datetime) -> None:
+        """Forget what a clock ahead of `now` has counted."""
+        with connect(self.settings) as connection:
+            connection.execute("delete from ops.slo_ledger where evaluated_until > %s", [now + CLOCK_SET_BACK])
+
+    def record(self, days: Sequence[SloDay]) -> None:
+        """Keep what was counted; a day that another daemon has counted further stays."""
+        columns = {
+            "view": "text", "stream": "text", "day": "date", "evaluated_seconds": "float8", "overdue_seconds": "float8",
+            "evaluated_until": "timestamptz", "watermark": "timestamptz", "publication_id": "bigint",
+        }  # fmt: skip
+        statement = sql.SQL(
+            "insert into ops.slo_ledger ({names}) select * from unnest({arrays}) on conflict (view, stream, day) do update set {updates}"
+            " where excluded.evaluated_until > slo_ledger.evaluated_until"
+        ).format(
+            names=sql.SQL(", ").join(map(sql.Identifier, columns)),
+            arrays=sql.SQL(", ").join(sql.SQL("%s::{}[]").format(sql.SQL(kind)) for kind in columns.values()),
+            updates=sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in list(columns)[3:]),
+        )
+        with connect(self.settings) as connection:
+            connection.execute(statement, [[getattr(day, name) for day in days] for name in columns])
