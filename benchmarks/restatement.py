@@ -136,7 +136,7 @@ def restatement(count: int) -> Results:
 
 def _ticks(settings: Settings) -> dict[str, float | int | str]:
     catalogue = CATALOGUE.with_sources(settings.source_names)
-    sensor = build_propagation_sensor(catalogue, {path.name: build_path_job(catalogue, path) for path in paths(catalogue)})
+    sensor = build_propagation_sensor(catalogue, {path.name: build_path_job(catalogue, path) for path in paths(catalogue)}, watch_seconds=0)
     platform = Platform(settings, catalogue)
     counted = _query(settings, "select count(distinct relation), count(distinct partition_key), count(*) from ops.publications")[0]
 
