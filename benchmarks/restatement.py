@@ -136,7 +136,7 @@ def restatement(count: int) -> Results:
 
 def _ticks(settings: Settings) -> dict[str, float | int | str]:
     catalogue = CATALOGUE.with_sources(settings.source_names)
-    sensor = build_propagation_sensor(catalogue, {path.name: build_path_job(catalogue, path) for path in paths(catalogue)})
+    sensor = build_propagation_sensor(catalogue, {path.name: build_path_job(catalogue, path) for path in paths(catalogue)}, watch_seconds=0)
     platform = Platform(settings, catalogue)
     counted = _query(settings, "select count(distinct relation), count(distinct partition_key), count(*) from ops.publications")[0]
 
@@ -201,6 +201,7 @@ def _corrections(settings: Settings, count: int) -> dict[str, float | int | str]
             in_run.append(taken or 0.0)
             time.sleep(number * 0.37 % 5)  # not in step with the daemon's looks
         elapsed = time.perf_counter() - began
+        requests = len(Restatements(settings.postgres).requests())
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     ordered = sorted(seconds)
@@ -210,7 +211,7 @@ def _corrections(settings: Settings, count: int) -> dict[str, float | int | str]
         "p95 (s)": ordered[max(0, round(0.95 * len(ordered)) - 1)],
         "greatest (s)": ordered[-1],
         "of it first to last publication of the run (median s)": statistics.median(in_run),
-        "requests": len(Restatements(settings.postgres).requests()),
+        "requests": requests,
         "CPU seconds of the idle tree, per second": idle_cpu,
         "CPU seconds per correction, idling taken off": (cpu - idle_cpu * elapsed) / len(seconds),
     }

@@ -87,7 +87,7 @@ def run_backfill(
         # What another process did while this one waited is done.
         first, last = (date.fromisoformat(key) for key in (plans[0].sessions[0], plans[0].sessions[-1]))
         for planned in list(plans_of(settings, view, [plan.stream for plan in plans], first, last)):
-            ranges = [_range(planned, chunk, tags) for chunk in planned.chunks]
+            ranges = [_range(planned, chunk, tags, with_mart=number == 0) for number, chunk in enumerate(planned.chunks)]
             for number, result in enumerate(run_paths(settings, ranges, quiet=quiet) if ranges else (), start=1):
                 if result is None:
                     continue
@@ -150,13 +150,13 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _range(plan: StreamBackfill, chunk: Sequence[str], tags: Sequence[tuple[str, str]]) -> PathRange:
+def _range(plan: StreamBackfill, chunk: Sequence[str], tags: Sequence[tuple[str, str]], *, with_mart: bool) -> PathRange:
     from featurestore_dagster.orchestration import asset_keys
 
     view, stream = plan.view, plan.stream
     keys = [*(asset_keys.raw(dataset) for dataset in plan.unfetched), asset_keys.stream(view, stream)]
     keys += [asset_keys.online(view)] if view.online else []
-    keys += [asset_keys.mart(view.mart)] if view.mart else []
+    keys += [asset_keys.mart(view.mart)] if view.mart and with_mart else []
     cadence = stream.timeframe if stream.timeframe.duration < Timeframe.ONE_HOUR.duration else None
     assets = tuple(key.to_user_string() for key in keys)
     first, last = date.fromisoformat(chunk[0]), date.fromisoformat(chunk[-1])

@@ -26,7 +26,7 @@ from featurestore_dagster.orchestration.launched_runs import end_abandoned
 from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.orchestration.schedules import longest_lag
 from featurestore_dagster.pipeline.inputs import BEGINNING
-from featurestore_dagster.pipeline.staleness import Staleness, StaleStream, reads
+from featurestore_dagster.pipeline.staleness import MART_SOURCE, Staleness, StaleStream, reads
 from featurestore_dagster.projections.relation import dataset_relation, stream_relation
 from featurestore_dagster.stores.postgres.restatements import (
     DONE,
@@ -40,6 +40,9 @@ from featurestore_dagster.stores.postgres.restatements import (
 
 PROPAGATION_SECONDS = 1
 """Dagster's daemon looks every five seconds; less than that is said so that it never waits for a second look."""
+
+WATCH_SECONDS = 4.0
+"""Of the five seconds between two looks of the daemon, a tick with nothing to do waits so many for something."""
 
 LONGEST_SESSIONS = 1_000
 """A request for more sessions than this is a backfill: it waits for a person who has seen its preview."""
@@ -99,13 +102,22 @@ def _sessions(calendar_name: str, first: str, last: str) -> tuple[str, ...]:
     return tuple(day.isoformat() for day in market.sessions(date.fromisoformat(first), date.fromisoformat(last))["session"])
 
 
-def build_propagation_sensor(catalogue: Catalogue, jobs: Mapping[str, UnresolvedAssetJobDefinition]) -> dg.SensorDefinition:
+def build_propagation_sensor(
+    catalogue: Catalogue, jobs: Mapping[str, UnresolvedAssetJobDefinition], watch_seconds: float = WATCH_SECONDS
+) -> dg.SensorDefinition:
     """Requests what publications made stale, what an earlier request did not finish, and sessions that nobody ran.
 
     Args:
         catalogue: Says who reads what.
         jobs: Path jobs by name.
+        watch_seconds: How long a tick that finds nothing waits for a publication.
     """
+
+    def evaluate(context: dg.SensorEvaluationContext, platform: Platform, restatements: Restatements) -> dg.SensorResult:
+        tick = _Tick(context, platform, catalogue, restatements)
+        seen: dict[str, int] = json.loads(context.cursor or "{}")
+        requests = [*tick.follow_up(), *tick.propagate(seen), *tick.catch_up()]
+        return dg.SensorResult(run_requests=requests, skip_reason=None if requests else "nothing is stale", cursor=json.dumps(seen))
 
     @dg.sensor(
         name="propagation_sensor",
@@ -114,10 +126,12 @@ def build_propagation_sensor(catalogue: Catalogue, jobs: Mapping[str, Unresolved
         description="Computes again what was computed from other inputs than the published ones, and runs sessions that were missed",
     )
     def propagation_sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
-        tick = _Tick(context, platform, catalogue, Restatements(platform.settings.postgres))
-        seen: dict[str, int] = json.loads(context.cursor or "{}")
-        requests = [*tick.follow_up(), *tick.propagate(seen), *tick.catch_up()]
-        return dg.SensorResult(run_requests=requests, skip_reason=None if requests else "nothing is stale", cursor=json.dumps(seen))
+        restatements = Restatements(platform.settings.postgres)
+        result = evaluate(context, platform, restatements)
+        if not result.run_requests and restatements.await_publication(watch_seconds):
+            context.update_cursor(result.cursor or "{}")
+            return evaluate(context, platform, restatements)
+        return result
 
     return propagation_sensor
 
@@ -203,10 +217,19 @@ class _Tick:
         return [self._run(request) for request in stored if request.status == REQUESTED]
 
     def _run(self, request: Restatement) -> dg.RunRequest:
+        pairs = [(v, s) for v in self.catalogue.views for s in v.streams if stream_relation(v, s).name in request.relations]
+        streams = [asset_keys.stream(view, stream) for view, stream in pairs]
+        assets = [*streams, *dict.fromkeys(asset_keys.online(view) for view, _ in pairs if view.online)]
+        marts = {view.mart for view, _ in pairs if view.mart}
+        # Building a mart costs more than all the views: only for rows that it does not hold yet.
+        if marts and dataset_relation(MART_SOURCE).name in request.causes and self.context.repository_def is not None:
+            assets += sorted(asset_keys.mart_models(*marts).resolve(self.context.repository_def.asset_graph))
         return dg.RunRequest(
             run_key=f"restatement:{request.restatement_id}:{request.attempts}",
             job_name=request.job,
-            asset_selection=assets_of(self.catalogue, request.relations, self.context.repository_def),
+            asset_selection=assets,
+            # Freshness has a sensor of its own.
+            asset_check_keys=[dg.AssetCheckKey(key, asset_keys.AUDIT) for key in streams],
             partition_key=request.first_partition if request.partitions == 1 else None,
             tags={
                 RESTATEMENT_TAG: str(request.restatement_id),
@@ -289,17 +312,6 @@ def missed_sessions(market: MarketCalendar, audited: Mapping[str, datetime], now
         for label, closes, window_end in sessions.iter_rows()
         if window_end + lag < now and audited.get(label.isoformat(), BEGINNING) < closes
     ]
-
-
-def assets_of(catalogue: Catalogue, relations: Sequence[str], repository: dg.RepositoryDefinition | None) -> list[dg.AssetKey]:
-    """Assets that bring these streams up to date: the models of their marts, the streams, and their online rows."""
-    pairs = [(v, s) for v in catalogue.views for s in v.streams if stream_relation(v, s).name in relations]
-    keys = [asset_keys.stream(view, stream) for view, stream in pairs]
-    keys += dict.fromkeys(asset_keys.online(view) for view, _ in pairs if view.online)
-    marts = {view.mart for view, _ in pairs if view.mart}
-    if marts and repository is not None:
-        keys += sorted(asset_keys.mart_models(*marts).resolve(repository.asset_graph))
-    return keys
 
 
 def _range_tags(first: str, last: str) -> dict[str, str]:

@@ -124,7 +124,7 @@ class Inputs:
         inputs: dict[str, dict[str, int]] = {key: {} for key in keys}
         for dataset in stream.inputs:
             name = f"raw.{dataset.name}"
-            newest_writes = self.ledger.newest_writes(name, [self._since(view, stream, dataset, start) for start in starts], ends)
+            newest_writes = self.ledger.newest_writes(name, self._sinces(view, stream, dataset, starts), ends)
             if dataset.bars and any("adjustment_factor" in feature.input_columns for feature in view.features):
                 # The cumulative factor holds every action since the beginning, and the closes before each.
                 newest_writes = list(map(max, newest_writes, self._closes_before_actions(dataset, ends)))
@@ -248,6 +248,14 @@ class Inputs:
             since = self._since(view, stream, daily, start)
             found |= set(self.store.restatements(daily, list(self.catalogue.listings(daily)), since, end))
         return sorted(instant for instant in found if instant <= now)
+
+    def _sinces(self, view: FeatureView, stream: Stream, dataset: Dataset, starts: Sequence[datetime]) -> list[datetime]:
+        """`_since` of each start; for bars it is that of the whole chunk."""
+        if not dataset.bars:
+            return [self._since(view, stream, dataset, start) for start in starts]
+        chunks = [_chunk_start(stream.calendar, stream.inputs[0].timeframe, start) for start in starts]
+        known = {chunk: self._since(view, stream, dataset, chunk) for chunk in set(chunks)}
+        return [known[chunk] for chunk in chunks]
 
     def _since(self, view: FeatureView, stream: Stream, dataset: Dataset, start: datetime) -> datetime:
         """From where on an input is read for rows after `start`: its chunk's anchor less the look-back of what is computed on it."""

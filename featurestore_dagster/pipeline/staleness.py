@@ -86,8 +86,9 @@ class Staleness:
         if not spine.bars or bars.is_empty():
             return set()
         market = calendar(relation.calendar)
-        spans = zip(market.session_of(bars["first_event"]), market.session_of(bars["last_event"]), strict=True)
-        keys = {day.isoformat() for first, last in set(spans) for day in market.sessions(first, last)["session"]}
+        # A publication is of one session of the bars' own calendar; of another one it may touch two.
+        days = {*market.session_of(bars["first_event"]), *market.session_of(bars["last_event"])}
+        keys = {day.isoformat() for day in days}
         return {key for key in keys if key not in states or not states[key].rows_total}
 
     def _reading_mart(self, mart: str, states: dict[str, PartitionState], writes: pl.DataFrame) -> set[str]:

@@ -4,6 +4,7 @@ Deciding what is stale belongs to `pipeline.staleness`; asking Dagster belongs t
 """
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +18,8 @@ from featurestore_dagster.errors import RefusedError
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.settings import PostgresSettings
 from featurestore_dagster.stores.postgres.connection import connect, read_frame
+
+WATCH_EVERY_SECONDS = 0.1
 
 WAITING, REQUESTED, DONE, FAILED = "waiting", "requested", "done", "failed"
 
@@ -63,6 +66,18 @@ class Restatements:
         with connect(self.settings) as connection:
             row = connection.execute("select coalesce(max(publication_id), 0) from ops.publications").fetchone()
         return int(row[0]) if row else 0
+
+    def await_publication(self, seconds: float) -> bool:
+        """Whether something is published within so many seconds from now on; returns as soon as it is."""
+        ends = time.monotonic() + seconds
+        query = "select coalesce(max(publication_id), 0) from ops.publications"
+        with connect(self.settings, autocommit=True) as connection:
+            known = connection.execute(query).fetchone()
+            while time.monotonic() < ends:
+                time.sleep(WATCH_EVERY_SECONDS)
+                if connection.execute(query).fetchone() != known:
+                    return True
+        return False
 
     def writes(self, after: int) -> pl.DataFrame:
         """Publications after this id that wrote rows, by id: columns `WRITES_SCHEMA`; the event times are those of the new versions."""

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -86,7 +87,7 @@ class Daemon:
         catalogue = deployment.catalogue
         self.platform = DeployedPlatform(deployment.settings, catalogue, deployment=deployment)
         jobs = {path.name: build_path_job(catalogue, path) for path in paths(catalogue)}
-        self.sensor = build_propagation_sensor(catalogue, jobs)
+        self.sensor = build_propagation_sensor(catalogue, jobs, watch_seconds=0)
         self.definitions = dg.Definitions(
             assets=[
                 *(build_raw_asset(catalogue, dataset, deployment.clock) for dataset in catalogue.datasets),
@@ -377,3 +378,14 @@ def test_a_backfill_of_old_sessions_changes_neither_freshness_nor_redis(daemon: 
     # The other view was not computed for these sessions; both read them for later ones, in the same chunk.
     asked = {(request.asset_selection[0].to_user_string(), span(request)) for request in daemon.tick() if request.asset_selection}
     assert asked == {("daily_ohlcv_stats", (WEEKS[0], WEEKS[-1])), ("momentum_features", (old[0], WEEKS[-1]))}
+
+
+def test_a_publication_is_noticed_while_it_is_waited_for(daemon: Daemon) -> None:
+    assert not daemon.restatements.await_publication(0)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(daemon.restatements.await_publication, 60)
+        for number in range(len(WEEKS)):
+            if waiting.done():
+                break
+            correct(daemon, *WEEKS[: number + 1])
+        assert waiting.result()
