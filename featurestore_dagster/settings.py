@@ -245,6 +245,8 @@ class Settings(EnvironmentSettings):
     runbook_url: str = Field(
         "", pattern=r"^(https?://\S+)?$", description="URL of this repository's files in alerts; default: paths in the repository"
     )
+    exporter_host: str = Field("127.0.0.1", min_length=1, description="an address to listen on; metrics hold no feature value")
+    exporter_port: PortOrFree = Field(8007, description="a TCP port, 0 to 65535; 0 picks a free one")
     dagster_home: Path | None = Field(
         None,
         validation_alias="DAGSTER_HOME",
