@@ -91,4 +91,4 @@ def duration_text(seconds: float) -> str:
 def due_text(state: StreamState, at: datetime) -> str:
     """When the next value falls due, or for how long it has been owed."""
     seconds = (state.freshness.due_at - at).total_seconds()
-    return f"overdue for {duration_text(seconds)}" if state.freshness.state.overdue else f"in {duration_text(seconds)}"
+    return f"overdue for {duration_text(seconds)}" if seconds < 0 else f"in {duration_text(seconds)}"

@@ -28,7 +28,7 @@ from featurestore_dagster.serving.coverage import coverage
 from featurestore_dagster.serving.http import feast_protocol, history, metrics, online, schemas, status_page
 from featurestore_dagster.serving.http.answers import JSON, Answer, HttpError, failure
 from featurestore_dagster.serving.http.bodies import header, instant, read_body
-from featurestore_dagster.serving.http.gate import Gate, HotRoute
+from featurestore_dagster.serving.http.gate import PAGE, Gate, HotRoute
 from featurestore_dagster.serving.http.service import Service
 
 MONTH = r"^(19|20)\d\d-(0[1-9]|1[0-2])$"
@@ -165,7 +165,7 @@ def _add_descriptions(application: FastAPI, service: Service) -> None:
         return _json([found.as_dict() for found in await service.in_background(client.get_slo_attainment(month, view))])
 
     @application.get(
-        "/status",
+        PAGE,
         response_class=Response,
         responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}, **_failures(401, 500, 503, 504)},
         summary="State of all streams and blocked partitions, as a page for people",

@@ -23,6 +23,9 @@ from featurestore_dagster.serving.http.service import Service
 OPEN = frozenset({"/health/live", "/health/ready"})
 """Routes for whoever keeps the process alive: no key, no limit, answered while draining."""
 
+PAGE = "/status"
+"""Where people come with a browser, which must be asked for the key in a way that it knows."""
+
 CLOSE = {"connection": "close"}
 
 logger = logging.getLogger(__name__)
@@ -79,7 +82,9 @@ class Gate:
     def _refusal(self, scope: Scope) -> HttpError | None:
         if self._key_digest is not None and not self._is_authorised(scope):
             said = "send the key as X-API-Key, as bearer token, or as the password of basic authentication"
-            return HttpError(401, "Unauthorized", said, {"www-authenticate": 'Bearer, Basic realm="featurestore"'})
+            # One challenge: Chromium takes no other when the first of several is Bearer.
+            challenge = 'Basic realm="featurestore", charset="UTF-8"' if scope["path"] == PAGE else "Bearer"
+            return HttpError(401, "Unauthorized", said, {"www-authenticate": challenge})
         if self._service.is_draining:
             return overloaded("this server is being stopped; ask another, or again", CLOSE)
         if self._service.in_flight >= self._settings.serve_maximum_concurrent_requests:

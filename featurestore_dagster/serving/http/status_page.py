@@ -100,7 +100,7 @@ def _views(found: Overview) -> str:
     return _table(
         "Views",
         "Each stream that a source is switched on for, the worst first. Times are UTC.",
-        ("View", "State", "Newest value", "Next value due", "Lag of SLO", "Event to publication"),
+        ("State", "View", "Newest value", "Next value due", "Lag", "Event to publication"),
         rows,
     )
 
@@ -111,11 +111,11 @@ def _stream(stream: StreamOverview, at: datetime) -> str:
     newest = "never"
     if freshness.watermark is not None:
         newest = f'{_time(freshness.watermark)}<span class="quiet">{duration_text((at - freshness.watermark).total_seconds())} ago</span>'
-    lag = "none" if freshness.lag is None else duration_text(freshness.lag.total_seconds())
+    lag = "unknown" if freshness.lag is None else duration_text(freshness.lag.total_seconds())
     return (
-        f'<tr><th scope="row">{escape(state.view)}<span>{escape(state.stream)}</span></th><td>{_badge(freshness.state)}</td>'
+        f'<tr><td>{_badge(freshness.state)}</td><th scope="row">{escape(state.view)}<span>{escape(state.stream)}</span></th>'
         f'<td>{newest}</td><td>{_time(freshness.due_at)}<span class="quiet">{due_text(state, at)}</span></td>'
-        f'<td class="number">{lag} of {duration_text(stream.max_lag.total_seconds())}</td>'
+        f'<td class="number">{lag} <span class="quiet">of {duration_text(stream.max_lag.total_seconds())}</span></td>'
         f"<td>{sparkline(stream.delays_seconds, f'{state.view}, {state.stream}')}</td></tr>\n"
     )
 
@@ -158,7 +158,7 @@ def _behind(found: Overview) -> str:
 
 def _blocked(found: Overview) -> str:
     if not found.blocked:
-        return '<section aria-labelledby="blocked"><h2 id="blocked">Blocked partitions</h2><p>None.</p></section>\n'
+        return '<section><h2 id="blocked">Blocked partitions</h2><p>None.</p></section>\n'
     rows = "".join(
         f'<tr><th scope="row">{escape(relation)}</th><td class="number">{escape(partition)}</td><td><ul class="plain">'
         + "".join(f"<li>{escape(_check(check))}</li>" for check in checks)
@@ -185,7 +185,7 @@ def _table(title: str, caption: str, columns: Sequence[str], rows: str) -> str:
     anchor = title.lower().replace(" ", "-")
     head = "".join(f'<th scope="col">{column}</th>' for column in columns)
     return (
-        f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{title}</h2><div class="scroll" role="region" aria-labelledby="{anchor}"'
+        f'<section><h2 id="{anchor}">{title}</h2><div class="scroll" role="region" aria-labelledby="{anchor}"'
         f' tabindex="0"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table></div></section>\n'
     )
 
