@@ -1,6 +1,6 @@
 """Heartbeats of Dagster's daemons and sensors, read from its own tables in its database.
 
-By SQL and not by Dagster's instance: who watches the daemon must not import, configure or wait for what it watches (ADR 0014). The tables
+By SQL and not by Dagster's instance: who watches the daemon must not import, configure or wait for what it watches (ADR 0016). The tables
 are those of the version that pyproject.toml pins.
 """
 
