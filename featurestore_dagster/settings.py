@@ -28,6 +28,9 @@ FEAST_SCHEMA = "feast"
 EVENT_BATCH_SIZE = 1000
 """Events that Dagster collects before one write: a range run has thousands."""
 
+KEEPALIVES = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
+"""For libpq: a server whose machine is gone is noticed within a minute, not after two hours, by whoever waits for its answer."""
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 PortOrFree = Annotated[int, Field(ge=0, le=65535)]
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,62}$")]
@@ -123,6 +126,7 @@ class PostgresSettings(EnvironmentSettings):
             "connect_timeout": 5,
             "application_name": "featurestore",
             "options": "-c TimeZone=UTC",
+            **KEEPALIVES,
         }
         escaped = {key: str(value).replace("\\", "\\\\").replace("'", "\\'") for key, value in parts.items() if value != ""}
         return " ".join(f"{key}='{value}'" for key, value in escaped.items())
@@ -153,7 +157,7 @@ class PostgresSettings(EnvironmentSettings):
     @property
     def adbc_uri(self) -> str:
         """For ADBC: a plain libpq URI, sessions in UTC."""
-        return self.url(options="-c TimeZone=UTC")
+        return self.url(options="-c TimeZone=UTC", **KEEPALIVES)
 
     @property
     def feast_registry_url(self) -> str:

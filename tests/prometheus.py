@@ -30,5 +30,8 @@ def prometheus_folder() -> Path:
                 subprocess.run(command, cwd=downloads, check=True, capture_output=True)
                 found = list(downloads.glob("*.deb"))
             subprocess.run(["dpkg", "-x", found[0], Path(folder) / "unpacked"], check=True, capture_output=True)
-            (Path(folder) / "unpacked").rename(CACHE)
+            try:
+                (Path(folder) / "unpacked").rename(CACHE)
+            except OSError:  # another process of the same test run was first
+                assert CACHE.exists()
     return CACHE / "usr" / "bin"

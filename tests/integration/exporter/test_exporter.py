@@ -24,7 +24,7 @@ from featurestore_dagster.projections.dashboard import ROWS
 from featurestore_dagster.serving.freshness import FreshnessState
 from featurestore_dagster.stores.embedded import processes
 from tests.integration.http.conftest import HttpServer, serving
-from tests.integration.monitoring.conftest import Exporter, Served, exporting, value
+from tests.integration.exporter.conftest import Exporter, Served, exporting, value
 from tests.integration.serving.conftest import DAYS, ENTITIES, NOW, REFERENCES, VIEWS
 from tests.prometheus import prometheus_folder
 
