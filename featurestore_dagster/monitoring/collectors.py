@@ -3,7 +3,7 @@
 A collector raises when its store does not answer; deadlines, threads and HTTP belong to `exporter`.
 """
 
-from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -11,21 +11,27 @@ from typing import TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
+from featurestore_dagster.model.alert import AlertKind
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.monitoring import metrics
 from featurestore_dagster.monitoring.metrics import Kind, Metric
 from featurestore_dagster.serving.client_base import PROJECT
 from featurestore_dagster.serving.freshness import FreshnessState
+from featurestore_dagster.serving.slo_ledger import slo_months
 from featurestore_dagster.serving.slo_state import all_states
 from featurestore_dagster.settings import PostgresSettings, Settings
 from featurestore_dagster.stores.embedded import last_known_settings
-from featurestore_dagster.stores.postgres import PostgresStore, durations, ledger_counts
+from featurestore_dagster.stores.postgres import AlertStore, Ledger, PostgresStore, durations, ledger_counts
 from featurestore_dagster.stores.postgres.durations import WriteKind
 from featurestore_dagster.stores.postgres.heartbeats import heartbeats
+from featurestore_dagster.stores.postgres.slo_ledger import SloStore
 from featurestore_dagster.stores.redis import RedisStore
 
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 Collect = Callable[[], Iterable[Family]]
+EVERY = 1_000_000
+"""No limit."""
+
 Labels = TypeVar("Labels", bound=tuple[str, ...])
 
 
@@ -62,6 +68,8 @@ class Collectors:
             "ledger": self.ledger,
             "quarantine": self.quarantine,
             "durations": self.durations,
+            "slo": self.slo,
+            "alerts": self.alerts,
             "sync": self.sync,
             "redis": self.redis,
             "dagster": self.dagster,
@@ -88,24 +96,43 @@ class Collectors:
         yield scalar(metrics.WATERMARK, {key: state.watermark.timestamp() for key, state in found.items() if state.watermark})
         yield scalar(metrics.DUE, {key: state.due_at.timestamp() for key, state in found.items()})
 
+    def slo(self) -> Iterable[Family]:
+        """Attainment, objective and error budget of this month."""
+        months = slo_months(self.catalogue, SloStore(self._postgres), self.settings.make_clock().now())
+        found = {(month.view, month.stream): month for month in months if month.stream is not None}
+        attained = {key: month.attainment for key, month in found.items() if month.attainment is not None}
+        yield scalar(metrics.SLO_ATTAINMENT, attained)
+        yield scalar(metrics.SLO_OBJECTIVE, {key: month.objective for key, month in found.items()})
+        yield scalar(metrics.SLO_BUDGET_LEFT, {key: month.budget_left for key, month in found.items()})
+
+    def alerts(self) -> Iterable[Family]:
+        """What the alert sensor holds open, and what it could not deliver."""
+        store = AlertStore(self._postgres)
+        open_ones = Counter(alert.problem.kind for alert in store.alerts(limit=EVERY))
+        yield scalar(metrics.ALERTS, {(kind.value,): float(open_ones[kind]) for kind in AlertKind})
+        yield scalar(metrics.DEAD_LETTERS, {(): float(len(store.deliveries("dead", EVERY)))})
+
     def ledger(self) -> Iterable[Family]:
-        """Published rows and restatement latencies; only what is new is read."""
+        """Rows published, of which only the new ones are read, and latencies of restatements."""
         settings = self._postgres
         if self._counted is None or self._counted.settings != settings:
             self._counted = LedgerTotals(settings)
         self._counted.advance()
         yield scalar(metrics.ROWS_PUBLISHED, {(relation,): rows for relation, rows in self._counted.rows.items()})
-        yield histogram(metrics.RESTATEMENT_LATENCY, self._counted.restatements)
+        bounds = metrics.RESTATEMENT_LATENCY.buckets
+        yield histogram(metrics.RESTATEMENT_LATENCY, ledger_counts.restatement_latencies(settings, bounds))
 
     def quarantine(self) -> Iterable[Family]:
         """Refused rows and blocked partitions; 0 for a relation that has none."""
-        refused = ledger_counts.refused(self._postgres)
+        settings = self._postgres
+        refused = ledger_counts.refused(settings)
+        blocked = Counter(block.relation for block in Ledger(settings).blocks())
         names = [f"raw.{dataset.name}" for dataset in self.catalogue.datasets]
         names += [f"features.{view.label}.{stream.name}" for view in self.catalogue.views for stream in view.streams]
         for metric, counts in (
             (metrics.ROWS_QUARANTINED, refused.rows),
             (metrics.QUARANTINED_OPEN, refused.rows_open),
-            (metrics.BLOCKED, refused.blocked),
+            (metrics.BLOCKED, blocked),
         ):
             yield scalar(metric, {(name,): float(counts.get(name, 0)) for name in dict.fromkeys([*names, *counts])})
 
@@ -153,7 +180,6 @@ class LedgerTotals:
 
     settings: PostgresSettings
     rows: dict[str, float] = field(default_factory=dict)
-    restatements: dict[str, tuple[list[int], float]] = field(default_factory=dict)
     _last: int = 0
 
     def advance(self) -> None:
@@ -161,10 +187,4 @@ class LedgerTotals:
         new = ledger_counts.publications_after(self.settings, self._last)
         for relation, rows in new.rows.items():
             self.rows[relation] = self.rows.get(relation, 0.0) + rows
-        buckets = metrics.RESTATEMENT_LATENCY.buckets
-        for relation, seconds in new.restatements:
-            view = relation.split(".")[1]
-            counts, total = self.restatements.get(view, ([0] * (len(buckets) + 1), 0.0))
-            counts[bisect_left(buckets, seconds)] += 1
-            self.restatements[view] = (counts, total + seconds)
         self._last = new.last_publication_id

@@ -86,6 +86,21 @@ FRESHNESS_STATE = Metric(
 WATERMARK = Metric("feature_store_watermark_timestamp_seconds", Kind.GAUGE, "Greatest event time published.", STREAM)
 DUE = Metric("feature_store_due_timestamp_seconds", Kind.GAUGE, "When the next value must be served.", STREAM)
 
+SLO_ATTAINMENT = Metric(
+    "feature_store_slo_attainment_ratio", Kind.GAUGE, "Share of this month's evaluated time in which nothing was overdue.", STREAM
+)
+SLO_OBJECTIVE = Metric("feature_store_slo_objective_ratio", Kind.GAUGE, "The attainment that the view promises.", STREAM)
+SLO_BUDGET_LEFT = Metric(
+    "feature_store_slo_error_budget_left_ratio",
+    Kind.GAUGE,
+    "Share of this month's error budget that is left; negative: the objective is missed.",
+    STREAM,
+)
+
+# Alerts of the platform's own sensor.
+ALERTS = Metric("feature_store_alerts", Kind.GAUGE, "Streaks that have not ended.", ("kind",))
+DEAD_LETTERS = Metric("feature_store_alert_dead_letters", Kind.GAUGE, "Messages that no channel took and nobody asked for again.")
+
 # Writes: from the ledger, the quarantine and the quality log.
 RELATION = ("relation",)
 ROWS_PUBLISHED = Metric("feature_store_rows_published_total", Kind.COUNTER, "Row versions published.", RELATION)
@@ -102,8 +117,8 @@ PUBLISH_DURATION = Metric(
 RESTATEMENT_LATENCY = Metric(
     "feature_store_restatement_latency_seconds",
     Kind.HISTOGRAM,
-    "Time from the publication of a corrected input to that of the features computed from it.",
-    ("view",),
+    "Time from the publication of a changed input until all that depends on it is published and online.",
+    ("path",),
     buckets=RESTATEMENT_BUCKETS_SECONDS,
 )
 

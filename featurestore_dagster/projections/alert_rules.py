@@ -11,11 +11,10 @@ from typing import Any
 
 import yaml
 
+from featurestore_dagster.model.alert import RUNBOOKS, AlertKind
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.monitoring import metrics
 from featurestore_dagster.monitoring.metrics import Job
-
-RUNBOOKS = "docs/how-to/alerts"
 
 REQUIRED_DAEMONS = "SENSOR|SCHEDULER|QUEUED_RUN_COORDINATOR|BACKFILL"
 DAEMON_SILENCE_SECONDS = 120
@@ -112,7 +111,7 @@ def _dead_man() -> Iterator[Rule]:
     )
     daemon = metrics.DAEMON_HEARTBEAT.name
     yield Rule(
-        "daemon-silent",
+        AlertKind.DAEMON_SILENT.value,
         Severity.CRITICAL,
         f'(time() - {daemon}{{daemon=~"{REQUIRED_DAEMONS}"}} > {DAEMON_SILENCE_SECONDS}) or (absent({daemon}) and {dagster_answers})',
         "1m",
@@ -144,7 +143,7 @@ def _freshness(catalogue: Catalogue) -> Iterator[Rule]:
         for stream in view.streams:
             promised = view.slo_of(stream).max_lag
             yield Rule(
-                "view-overdue",
+                AlertKind.VIEW_OVERDUE.value,
                 Severity.CRITICAL,
                 f'{metrics.FRESHNESS_LAG.name}{{view="{view.label}",stream="{stream.name}"}} > {promised.total_seconds():.0f}',
                 "2m",
@@ -153,7 +152,7 @@ def _freshness(catalogue: Catalogue) -> Iterator[Rule]:
                 {"view": view.label, "stream": stream.name},
             )
     yield Rule(
-        "view-overdue",
+        AlertKind.VIEW_OVERDUE.value,
         Severity.WARNING,
         f'{metrics.FRESHNESS_STATE.name}{{state="NEVER"}} == 1',
         "1h",
@@ -164,7 +163,23 @@ def _freshness(catalogue: Catalogue) -> Iterator[Rule]:
 
 def _quality() -> Iterator[Rule]:
     yield Rule(
-        "partition-blocked",
+        "budget-spent",
+        Severity.WARNING,
+        f"{metrics.SLO_BUDGET_LEFT.name} < 0",
+        "1m",
+        "{{ $labels.view }} ({{ $labels.stream }}) misses its objective of this month",
+        "It was overdue for longer than its error budget; what comes until the end of the month cannot mend that.",
+    )
+    yield Rule(
+        AlertKind.MESSAGE_UNDELIVERED.value,
+        Severity.CRITICAL,
+        f"{metrics.DEAD_LETTERS.name} > 0",
+        "1m",
+        "{{ $value }} messages about alerts reached nobody",
+        "The channels took them at no attempt; they lie in ops.alert_deliveries and can be sent again.",
+    )
+    yield Rule(
+        AlertKind.PARTITION_BLOCKED.value,
         Severity.WARNING,
         f"{metrics.BLOCKED.name} > 0",
         "1m",
@@ -182,14 +197,14 @@ def _quality() -> Iterator[Rule]:
         "{{ $value | humanizePercentage }} of the rows of {{ $labels.relation }} were refused within an hour",
         "The partition passes while its share of bad rows is below what the dataset allows; something changed at the source.",
     )
-    slowest = f"histogram_quantile(0.95, sum by (view, le) (rate({metrics.RESTATEMENT_LATENCY.name}_bucket[1h])))"
+    slowest = f"histogram_quantile(0.95, sum by (path, le) (rate({metrics.RESTATEMENT_LATENCY.name}_bucket[1h])))"
     yield Rule(
         "restatement-slow",
         Severity.WARNING,
         f"{slowest} > {SLOW_RESTATEMENT_SECONDS}",
         "10m",
-        "Corrections take {{ $value | humanizeDuration }} to reach {{ $labels.view }}",
-        "95 of 100 corrections of inputs took at most so long until the features were published again.",
+        "Corrections take {{ $value | humanizeDuration }} to be online on {{ $labels.path }}",
+        "95 of 100 changes of inputs took at most so long until all that depends on them was published and online.",
     )
 
 

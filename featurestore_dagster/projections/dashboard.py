@@ -63,7 +63,6 @@ _STATE_NUMBER = " or ".join(
     f'{number} * ({metrics.FRESHNESS_STATE.name}{{view=~"$view",state="{state}"}} == 1)'
     for number, state in enumerate(STATE_COLOURS, start=1)
 )
-_GOOD_STATES = metrics.FRESHNESS_STATE.name + '{view=~"$view",state=~"FRESH|CLOSED"}'
 
 HEALTH = (
     Panel(
@@ -161,12 +160,21 @@ SLO = (
         steps=((1, BAD),),
     ),
     Panel(
-        "Attainment",
-        "Share of the time shown in which the stream owed nothing.",
-        (Query(f"avg_over_time(sum by (view, stream) ({_GOOD_STATES})[$__range:])", _STREAM),),
+        "Attainment against the objective",
+        "Share of this month in which the stream owed nothing, less what it promises; negative: the objective is missed.",
+        (Query(f"{metrics.SLO_ATTAINMENT.name}{_SHOWN} - {metrics.SLO_OBJECTIVE.name}{_SHOWN}", _STREAM),),
         "percentunit",
         kind="bargauge",
-        steps=((0.95, WARN), (0.99, GOOD)),
+        steps=((0, GOOD),),
+        base=BAD,
+    ),
+    Panel(
+        "Error budget left",
+        "Share of this month's budget of overdue time.",
+        (Query(metrics.SLO_BUDGET_LEFT.name + _SHOWN, _STREAM),),
+        "percentunit",
+        kind="bargauge",
+        steps=((0, WARN), (0.25, GOOD)),
         base=BAD,
     ),
     Panel(
@@ -174,7 +182,15 @@ SLO = (
         "Lag divided by what the view promises; 1 is late.",
         (Query(f"{metrics.FRESHNESS_LAG.name}{_SHOWN} / {metrics.SLO.name}{_SHOWN}", _STREAM),),
         "percentunit",
+        width=16,
         steps=((0.5, WARN), (1, BAD)),
+    ),
+    Panel(
+        "Alerts",
+        "Streaks that have not ended, and messages that reached nobody.",
+        (Query(f"{metrics.ALERTS.name} > 0", "{{kind}}"), Query(metrics.DEAD_LETTERS.name, "dead letters")),
+        kind="stat",
+        steps=((1, BAD),),
     ),
 )
 
@@ -187,9 +203,9 @@ WRITES = (
     ),
     Panel("Online sync (p95)", "Time of one sync of a view.", (Query(_quantile(0.95, metrics.SYNC_DURATION, "view"), "{{view}}"),), "s"),
     Panel(
-        "Correction to publication (p95)",
-        "From the publication of a corrected input to that of the features.",
-        (Query(_quantile(0.95, metrics.RESTATEMENT_LATENCY, "view"), "{{view}}"),),
+        "Correction to online (p95)",
+        "From the publication of a changed input until all that depends on it is published and in Redis.",
+        (Query(_quantile(0.95, metrics.RESTATEMENT_LATENCY, "path"), "{{path}}"),),
         "s",
     ),
     Panel(

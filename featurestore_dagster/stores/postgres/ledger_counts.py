@@ -1,4 +1,4 @@
-"""The ledger, the quarantine and the quality log as counts, for a reader that asks again and again.
+"""The ledger, the quarantine and the restatements as counts, for a reader that asks again and again.
 
 Publication ids appear in commit order, so a reader that remembers the last one counts each publication once. Reading lines belongs to
 `ledger`.
@@ -14,24 +14,18 @@ from featurestore_dagster.stores.postgres.connection import connect
 
 @dataclass(frozen=True)
 class NewPublications:
-    """What the ledger got after a publication: its newest id, row versions published by relation, and restatements.
-
-    A restatement is (relation, seconds from the publication of the newest input to that of the features): a publication of features at
-    event times which its partition had published before.
-    """
+    """What the ledger got after a publication: its newest id, and row versions published by relation."""
 
     last_publication_id: int
     rows: dict[str, int]
-    restatements: list[tuple[str, float]]
 
 
 @dataclass(frozen=True)
 class Refused:
-    """By relation: rows ever refused, those still open, and partitions whose last audit blocked them."""
+    """By relation: rows ever refused, and those still open."""
 
     rows: dict[str, int]
     rows_open: dict[str, int]
-    blocked: dict[str, int]
 
 
 def publications_after(settings: PostgresSettings, publication_id: int) -> NewPublications:
@@ -43,32 +37,36 @@ def publications_after(settings: PostgresSettings, publication_id: int) -> NewPu
             "select relation, sum(rows_published)::bigint from ops.publications where publication_id > %s group by relation",
             [publication_id],
         ).fetchall()
-        restatements: list[Any] = connection.execute(
-            "select p.relation, extract(epoch from p.published_at - max(input.published_at))::double precision"
-            " from ops.publications p cross join lateral jsonb_each_text(p.inputs) as read(name, id)"
-            " join ops.publications input on input.publication_id = read.id::bigint"
-            " where p.publication_id > %s and p.rows_published > 0 and starts_with(p.relation, 'features.')"
-            " and exists (select from ops.publications e where e.relation = p.relation and e.partition_key = p.partition_key"
-            " and e.publication_id < p.publication_id and e.rows_published > 0"
-            " and e.max_event_timestamp >= (p.changed ->> 'start')::timestamptz)"
-            " group by p.publication_id, p.relation, p.published_at",
-            [publication_id],
+    return NewPublications(newest[0] if newest else 0, dict(rows))
+
+
+def restatement_latencies(settings: PostgresSettings, bounds: Sequence[float]) -> dict[str, tuple[list[int], float]]:
+    """By path: restatements that are done, counted by their seconds up to each bound and beyond the last, and the sum of the seconds.
+
+    From the publication of the oldest cause to the end of the run, when the online rows are up to date.
+    """
+    with connect(settings) as connection:
+        rows: list[Any] = connection.execute(
+            "select job, width_bucket(seconds, %s::double precision[]), count(*), sum(seconds) from (select job,"
+            " greatest(extract(epoch from finished_at - changed_at), 0)::double precision as seconds from ops.restatements"
+            " where status = 'done' and finished_at is not null) done group by 1, 2",
+            [list(bounds)],
         ).fetchall()
-    return NewPublications(newest[0] if newest else 0, dict(rows), [(relation, max(seconds, 0.0)) for relation, seconds in restatements])
+    found: dict[str, tuple[list[int], float]] = {}
+    for job, bucket, count, seconds in rows:
+        counts, total = found.get(job, ([0] * (len(bounds) + 1), 0.0))
+        counts[bucket] += count
+        found[job] = (counts, total + seconds)
+    return found
 
 
 def refused(settings: PostgresSettings) -> Refused:
-    """Counts of the quarantine and of blocked partitions, as they are now."""
+    """Counts of the quarantine, as it is now."""
     with connect(settings) as connection:
         rows: list[Any] = connection.execute(
             "select relation, count(*), count(*) filter (where status = 'open') from ops.quarantine group by relation"
         ).fetchall()
-        blocked: list[Any] = connection.execute(
-            "select relation, count(*) from ops.quality_log log where outcome = 'blocked' and not exists (select from ops.quality_log later"
-            " where later.relation = log.relation and later.partition_key = log.partition_key"
-            " and later.quality_log_id > log.quality_log_id) group by relation"
-        ).fetchall()
-    return Refused({name: count for name, count, _ in rows}, {name: count for name, _, count in rows}, dict(blocked))
+    return Refused({name: count for name, count, _ in rows}, {name: count for name, _, count in rows})
 
 
 def pending_publications(settings: PostgresSettings, applied: Mapping[str, int]) -> dict[str, int]:

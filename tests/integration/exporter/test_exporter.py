@@ -1,6 +1,5 @@
 """The exporter as a process, scraped over HTTP: what it tells, what it tells when stores are gone, how it ends; and a real Prometheus."""
 
-import json
 import os
 import re
 import signal
@@ -23,14 +22,14 @@ from featurestore_dagster.projections.alert_rules import alert_rules, rules
 from featurestore_dagster.projections.dashboard import ROWS
 from featurestore_dagster.serving.freshness import FreshnessState
 from featurestore_dagster.stores.embedded import processes
-from tests.integration.http.conftest import HttpServer, serving
 from tests.integration.exporter.conftest import Exporter, Served, exporting, value
+from tests.integration.http.conftest import HttpServer, serving
 from tests.integration.serving.conftest import DAYS, ENTITIES, NOW, REFERENCES, VIEWS
 from tests.prometheus import prometheus_folder
 
 STREAM = {"view": "daily_ohlcv_stats", "stream": "us_equity_1d"}
 RELATION = "features.daily_ohlcv_stats.us_equity_1d"
-ON_POSTGRES = {"freshness", "ledger", "quarantine", "durations", "sync", "dagster"}
+ON_POSTGRES = {"freshness", "slo", "alerts", "ledger", "quarantine", "durations", "sync", "dagster"}
 ALL = ON_POSTGRES | {"redis"}
 
 
@@ -92,26 +91,20 @@ def test_a_correction_is_timed_and_a_refused_row_counted_once(served: Served, ex
             " select %s, '2018-12-31', '{}', status, '{bad}', status, 'r', now() from unnest(array['open', 'replayed']) as status",
             [RELATION],
         )
-        columns = "batch_id, relation, partition_key, rows_published, rows_quarantined, rows_total, content_hash, changed, inputs,"
-        insert = (
-            f"insert into ops.publications ({columns} code_version, run_id, published_at, min_event_timestamp, max_event_timestamp)"
-            " select nextval('ops.batch_id'), relation, partition_key, %s, 0, rows_total, content_hash, changed, %s::jsonb, code_version,"
-            " 'correction', %s::timestamptz, min_event_timestamp, max_event_timestamp from ops.publications"
-            " where relation = %s and partition_key = %s and rows_published > 0 order by publication_id limit 1 returning publication_id"
+        connection.execute(
+            "insert into ops.restatements (job, status, relations, first_partition, last_partition, partitions, causes,"
+            " last_publication_id, attempts, changed_at, requested_at, finished_at) select 'xnys_path', status, '{}', %s, %s, 1, '{}',"
+            " 1, 1, now(), now(), now() + interval '4 seconds' from unnest(array['done', 'failed']) as status",
+            [DAYS[-1], DAYS[-1]],
         )
-        at = [NOW.isoformat(), (NOW.replace(second=NOW.second + 4)).isoformat()]
-        (cause,) = connection.execute(insert, [1, "{}", at[0], "raw.us_equity_candles_1d", DAYS[-1]]).fetchone() or ()
-        connection.execute(insert, [1, json.dumps({"raw.us_equity_candles_1d": cause}), at[1], RELATION, DAYS[-1]])
     found = exporter.samples()
-    for metric, expected in ((metrics.ROWS_QUARANTINED, 2), (metrics.QUARANTINED_OPEN, 1), (metrics.ROWS_PUBLISHED, 1)):
+    for metric, expected in ((metrics.ROWS_QUARANTINED, 2), (metrics.QUARANTINED_OPEN, 1)):
         grown = (value(found, metric, relation=RELATION) or 0) - (value(before, metric, relation=RELATION) or 0)
         assert grown == expected, metric.name
     for le, expected in (("2.5", 0), ("5.0", 1), ("+Inf", 1)):
-        labels = {"view": "daily_ohlcv_stats", "le": le}
+        labels = {"path": "xnys_path", "le": le}
         counted, known = (value(samples, metrics.RESTATEMENT_LATENCY, "_bucket", **labels) or 0 for samples in (found, before))
         assert counted - known == expected, le
-    again = exporter.samples()
-    assert value(again, metrics.ROWS_PUBLISHED, relation=RELATION) == value(found, metrics.ROWS_PUBLISHED, relation=RELATION)
 
 
 def test_stores_that_are_gone_are_zeros_and_come_back(served: Served, exporter: Exporter) -> None:
@@ -194,7 +187,7 @@ def test_a_real_prometheus_answers_every_panel_and_every_rule(served: Served, ex
                     if not asked(address, "query", query=expression)["result"]:
                         silent.append(panel.title)
         # No daemon and no sensor ever ran on this database, nothing was corrected, nothing failed, and Redis has no limit.
-        assert set(silent) <= {"Daemons", "Sensors", "Correction to publication (p95)", "Errors", "Redis memory"}, silent
+        assert set(silent) <= {"Daemons", "Sensors", "Correction to online (p95)", "Errors", "Redis memory"}, silent
 
         os.kill(exporter.process.pid, signal.SIGSTOP)  # a dead man: alive by its process id, and silent
         try:
