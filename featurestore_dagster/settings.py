@@ -95,11 +95,7 @@ class PostgresSettings(EnvironmentSettings):
 
     model_config = SettingsConfigDict(env_prefix="POSTGRES_")
 
-    host: str = Field(
-        "127.0.0.1",
-        min_length=1,
-        description="a host name, an address, or the directory of a unix socket (starts with /)",
-    )
+    host: str = Field("127.0.0.1", min_length=1, description="a host name, an address, or the directory of a unix socket (starts with /)")
     port: Port = Field(5432, description="a TCP port, 1 to 65535")
     database: Identifier = Field("featurestore", description="a name of letters, digits, _ . -")
     dagster_database: Identifier = Field("dagster", description="database of Dagster's own storage: a name of letters, digits, _ . -")
@@ -217,8 +213,7 @@ class Settings(EnvironmentSettings):
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING, ERROR")
     services: Literal["embedded", "external"] | None = Field(
-        None,
-        description="embedded (started from wheels), external; default: external when POSTGRES_HOST or REDIS_HOST is set",
+        None, description="embedded (started from wheels), external; default: external when POSTGRES_HOST or REDIS_HOST is set"
     )
     webserver_host: str = Field("127.0.0.1", min_length=1, description="an address to listen on")
     webserver_port: PortOrFree = Field(3000, description="a TCP port, 0 to 65535; 0 picks a free one")
@@ -246,9 +241,7 @@ class Settings(EnvironmentSettings):
     alert_urls: SecretStr = Field(SecretStr(""), description="Apprise URLs of who is alerted, separated by spaces; empty: nobody")
     escalation_urls: SecretStr = Field(SecretStr(""), description="Apprise URLs of who is told of escalations too, separated by spaces")
     dagster_url: str = Field("", pattern=r"^(https?://\S+)?$", description="URL of the Dagster UI in alerts; default: host and port of it")
-    runbook_url: str = Field(
-        "", pattern=r"^(https?://\S+)?$", description="URL of this repository's files in alerts; default: paths in the repository"
-    )
+    runbook_url: str = Field("", pattern=r"^(https?://\S+)?$", description="URL of this repository's files in alerts; default: their paths")
     exporter_host: str = Field("127.0.0.1", min_length=1, description="an address to listen on; metrics hold no feature value")
     exporter_port: PortOrFree = Field(8007, description="a TCP port, 0 to 65535; 0 picks a free one")
     dagster_home: Path | None = Field(
