@@ -188,7 +188,7 @@ SLO = (
     Panel(
         "Alerts",
         "Streaks that have not ended, and messages that reached nobody.",
-        (Query(f"{metrics.ALERTS.name} > 0", "{{kind}}"), Query(metrics.DEAD_LETTERS.name, "dead letters")),
+        (Query(metrics.ALERTS.name, "{{kind}}"), Query(metrics.DEAD_LETTERS.name, "dead letters")),
         kind="stat",
         steps=((1, BAD),),
     ),
