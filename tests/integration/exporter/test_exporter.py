@@ -171,6 +171,8 @@ def test_a_real_prometheus_answers_every_panel_and_every_rule(served: Served, ex
 
         def scraped() -> bool:
             try:
+                if httpx.get(f"{address}/-/ready", timeout=10).status_code != 200:
+                    return False
                 return all(asked(address, "query", query=f"count_over_time({name}[1m]) >= 2")["result"] for name in counters)
             except httpx.TransportError:
                 return False

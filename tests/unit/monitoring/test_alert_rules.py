@@ -182,7 +182,7 @@ def test_rules_fire_when_they_must_and_only_then(promtool: Promtool, tmp_path: P
                 "promql_expr_test": [{"expr": firing, "eval_time": at, "exp_samples": expected}],
             }
         )
-    (tmp_path / "test.yml").write_text(yaml.safe_dump({"rule_files": ["rules.yml"], "evaluation_interval": "30s", "tests": tests}))
+    (tmp_path / "test.yml").write_text(yaml.safe_dump({"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": tests}))
     done = promtool("test", "rules", "test.yml", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
