@@ -14,6 +14,7 @@ from featurestore_dagster.orchestration.assets.dbt import DbtRunner, build_dbt_a
 from featurestore_dagster.orchestration.assets.online import build_online_asset
 from featurestore_dagster.orchestration.assets.raw import build_raw_asset
 from featurestore_dagster.orchestration.assets.views import build_stream_asset
+from featurestore_dagster.orchestration.drift import build_drift_job, build_drift_schedule, drift_checks
 from featurestore_dagster.orchestration.jobs import build_path_job, paths
 from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.orchestration.propagation import build_propagation_sensor
@@ -37,6 +38,7 @@ def build_definitions(settings: Settings, catalogue: Catalogue | None = None, **
     dbt = DbtRunner(settings, PROJECT_ROOT / "dbt_project")
     routes = paths(catalogue)
     jobs = {path.name: build_path_job(catalogue, path) for path in routes}
+    drift_job = build_drift_job(catalogue)
     return dg.Definitions(
         assets=[
             *(build_raw_asset(catalogue, dataset, clock) for dataset in catalogue.datasets),
@@ -44,11 +46,12 @@ def build_definitions(settings: Settings, catalogue: Catalogue | None = None, **
             *(build_online_asset(view) for view in catalogue.views if view.online),
             build_dbt_assets(dbt),
         ],
-        asset_checks=freshness_checks(catalogue),
-        jobs=list(jobs.values()),
+        asset_checks=[*freshness_checks(catalogue), *drift_checks(catalogue)],
+        jobs=[*jobs.values(), drift_job],
         schedules=[
             *(build_path_schedule(catalogue, path) for path in routes),
             *(build_fallback_schedule(catalogue, path) for path in routes if fallback_views(path)),
+            build_drift_schedule(drift_job),
         ],
         sensors=[
             build_freshness_sensor(catalogue),

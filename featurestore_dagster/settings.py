@@ -28,6 +28,9 @@ FEAST_SCHEMA = "feast"
 EVENT_BATCH_SIZE = 1000
 """Events that Dagster collects before one write: a range run has thousands."""
 
+KEEPALIVES = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
+"""For libpq: a server whose machine is gone is noticed within a minute, not after two hours, by whoever waits for its answer."""
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 PortOrFree = Annotated[int, Field(ge=0, le=65535)]
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,62}$")]
@@ -92,11 +95,7 @@ class PostgresSettings(EnvironmentSettings):
 
     model_config = SettingsConfigDict(env_prefix="POSTGRES_")
 
-    host: str = Field(
-        "127.0.0.1",
-        min_length=1,
-        description="a host name, an address, or the directory of a unix socket (starts with /)",
-    )
+    host: str = Field("127.0.0.1", min_length=1, description="a host name, an address, or the directory of a unix socket (starts with /)")
     port: Port = Field(5432, description="a TCP port, 1 to 65535")
     database: Identifier = Field("featurestore", description="a name of letters, digits, _ . -")
     dagster_database: Identifier = Field("dagster", description="database of Dagster's own storage: a name of letters, digits, _ . -")
@@ -123,6 +122,7 @@ class PostgresSettings(EnvironmentSettings):
             "connect_timeout": 5,
             "application_name": "featurestore",
             "options": "-c TimeZone=UTC",
+            **KEEPALIVES,
         }
         escaped = {key: str(value).replace("\\", "\\\\").replace("'", "\\'") for key, value in parts.items() if value != ""}
         return " ".join(f"{key}='{value}'" for key, value in escaped.items())
@@ -153,7 +153,7 @@ class PostgresSettings(EnvironmentSettings):
     @property
     def adbc_uri(self) -> str:
         """For ADBC: a plain libpq URI, sessions in UTC."""
-        return self.url(options="-c TimeZone=UTC")
+        return self.url(options="-c TimeZone=UTC", **KEEPALIVES)
 
     @property
     def feast_registry_url(self) -> str:
@@ -213,8 +213,7 @@ class Settings(EnvironmentSettings):
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING, ERROR")
     services: Literal["embedded", "external"] | None = Field(
-        None,
-        description="embedded (started from wheels), external; default: external when POSTGRES_HOST or REDIS_HOST is set",
+        None, description="embedded (started from wheels), external; default: external when POSTGRES_HOST or REDIS_HOST is set"
     )
     webserver_host: str = Field("127.0.0.1", min_length=1, description="an address to listen on")
     webserver_port: PortOrFree = Field(3000, description="a TCP port, 0 to 65535; 0 picks a free one")
@@ -242,9 +241,9 @@ class Settings(EnvironmentSettings):
     alert_urls: SecretStr = Field(SecretStr(""), description="Apprise URLs of who is alerted, separated by spaces; empty: nobody")
     escalation_urls: SecretStr = Field(SecretStr(""), description="Apprise URLs of who is told of escalations too, separated by spaces")
     dagster_url: str = Field("", pattern=r"^(https?://\S+)?$", description="URL of the Dagster UI in alerts; default: host and port of it")
-    runbook_url: str = Field(
-        "", pattern=r"^(https?://\S+)?$", description="URL of this repository's files in alerts; default: paths in the repository"
-    )
+    runbook_url: str = Field("", pattern=r"^(https?://\S+)?$", description="URL of this repository's files in alerts; default: their paths")
+    exporter_host: str = Field("127.0.0.1", min_length=1, description="an address to listen on; metrics hold no feature value")
+    exporter_port: PortOrFree = Field(8007, description="a TCP port, 0 to 65535; 0 picks a free one")
     dagster_home: Path | None = Field(
         None,
         validation_alias="DAGSTER_HOME",

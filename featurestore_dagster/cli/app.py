@@ -8,6 +8,7 @@ from featurestore_dagster.cli import (
     backfill,
     browse,
     demo,
+    exporter,
     feast,
     freshness,
     normalisation,
@@ -34,6 +35,7 @@ app.command()(operate.status)
 app.command()(freshness.freshness)
 app.command()(freshness.slo)
 app.command()(serve.serve)
+app.command()(exporter.exporter)
 app.command()(store.apply)
 app.command()(store.plan)
 app.command()(operate.materialize)

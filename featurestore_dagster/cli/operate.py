@@ -83,11 +83,21 @@ def down() -> None:
     console.print("stopped" if supervisor.down(Settings()) else "nothing was running")
 
 
-def status(as_json: bool = AsJson) -> None:
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="Show the state of the data, renewed every five seconds until Ctrl-C.")] = False,
+    as_json: bool = AsJson,
+) -> None:
     """What runs, and the SLO state of each view. Exit code 1 when something is down.
 
-    Example: `featurestore status --json`
+    Example: `featurestore status --json`, or `featurestore status --watch`
     """
+    if watch:
+        from featurestore_dagster.cli import status_screen
+
+        if as_json:
+            raise typer.BadParameter("--watch is for people, --json for programs; give one of them")
+        status_screen.watch(Settings())
+        return
     from featurestore_dagster import supervisor
     from featurestore_dagster.serving.client import FeatureStoreClient
 

@@ -11,6 +11,7 @@ from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import Dataset
 from featurestore_dagster.model.time import Timeframe
 from featurestore_dagster.orchestration import asset_keys
+from featurestore_dagster.orchestration.drift import drift_selection
 
 SLOW = timedelta(hours=1)
 
@@ -76,7 +77,7 @@ def build_path_job(catalogue: Catalogue, path: MarketPath) -> UnresolvedAssetJob
     cadence = f"{path.cadence} bars" if path.cadence else "bars of an hour and longer"
     return dg.define_asset_job(
         path.name,
-        selection=selection,
+        selection=selection - drift_selection(catalogue),
         executor_def=dg.in_process_executor,
         description=f"Calendar {path.calendar}, {cadence}: fetch, audit and publish raw rows, compute and publish the views, sync Redis",
         tags={"path": path.name},

@@ -13,6 +13,7 @@ from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.model.raw_table import Dataset
 from featurestore_dagster.pipeline.audit import PartitionAudit
+from featurestore_dagster.pipeline.drift import FeatureDrift
 from featurestore_dagster.projections.data_dictionary import FEATURE_COLUMNS, feature_row
 from featurestore_dagster.projections.postgres_table import PostgresTable
 
@@ -149,6 +150,39 @@ def _histogram(values: pl.Series, name: str) -> str:
     )
     path = f"M0 {HISTOGRAM_HEIGHT}{steps}V{HISTOGRAM_HEIGHT}Z"
     return _image(HISTOGRAM_WIDTH, HISTOGRAM_HEIGHT, f"distribution of {name}", f'<path fill="{PLOT_COLOURS[0]}" d="{path}"/>')
+
+
+def drift_table(found: Sequence[FeatureDrift]) -> dg.MarkdownMetadataValue:
+    """A line for each feature, the drifted ones first: its values now as bars, those of the reference as an outline, PSI and NULLs.
+
+    At most 40 features; each picture is an inline SVG image.
+    """
+    ordered = sorted(found, key=lambda feature: (not feature.reasons, -(feature.psi or 0.0)))
+    lines = ["| feature | now (bars), before (line) | PSI | NULL now | NULL before | verdict |", "|---|---|---|---|---|---|"]
+    for feature in ordered[:HISTOGRAMS]:
+        psi = "-" if feature.psi is None else f"{feature.psi:.3f}"
+        verdict = "; ".join(feature.reasons) or "ok"
+        nulls = f"{feature.null_share:.1%} | {feature.reference.null_share:.1%}"
+        lines.append(f"| {feature.feature} | {_compared(feature)} | {psi} | {nulls} | {verdict} |")
+    if len(ordered) > HISTOGRAMS:
+        lines.append(f"\n{len(ordered) - HISTOGRAMS} more features are not drawn.")
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def _compared(feature: FeatureDrift) -> str:
+    """Shares of both windows in the deciles of the reference, at one scale."""
+    highest = max((*feature.shares, *feature.reference.shares), default=0.0)
+    if not highest:
+        return ""
+    width = HISTOGRAM_WIDTH / len(feature.shares)
+    tops = [[HISTOGRAM_HEIGHT * (1 - share / highest) for share in shares] for shares in (feature.shares, feature.reference.shares)]
+    bars, outline = ("".join(f"V{top:.0f}H{width * (number + 1):.0f}" for number, top in enumerate(each)) for each in tops)
+    colour = PLOT_COLOURS[3] if feature.reasons else PLOT_COLOURS[0]
+    drawing = (
+        f'<path fill="{colour}" fill-opacity=".55" d="M0 {HISTOGRAM_HEIGHT}{bars}V{HISTOGRAM_HEIGHT}Z"/>'
+        f'<path fill="none" stroke="#64748b" d="M0 {HISTOGRAM_HEIGHT}{outline}V{HISTOGRAM_HEIGHT}"/>'
+    )
+    return _image(HISTOGRAM_WIDTH, HISTOGRAM_HEIGHT, f"{feature.feature} now and before", drawing)
 
 
 def _image(width: int, height: int, title: str, drawing: str) -> str:

@@ -3,6 +3,8 @@
 import json
 
 from featurestore_dagster.model.catalogue import Catalogue
+from featurestore_dagster.projections.alert_rules import alert_rules
+from featurestore_dagster.projections.dashboard import dashboard
 from featurestore_dagster.projections.data_dictionary import data_dictionary
 from featurestore_dagster.projections.data_dictionary_page import data_dictionary_page
 from featurestore_dagster.projections.dbt_contract import dbt_files
@@ -19,6 +21,8 @@ def generated_files(catalogue: Catalogue) -> dict[str, str]:
         "docs/data_dictionary.md": data_dictionary(catalogue),
         "docs/images/graph.svg": graph_picture(catalogue),
         "docs/data_dictionary.html": data_dictionary_page(catalogue),
+        "monitoring/prometheus/rules.yml": alert_rules(catalogue),
+        "monitoring/grafana/boards/feature-store-health.json": dashboard(),
     }
 
 

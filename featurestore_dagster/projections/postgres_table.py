@@ -276,6 +276,20 @@ OPS_TABLES = (
         PostgresColumn("run_id", "text", nullable=True),
         indexes=(("status", "job"), ("job", "last_publication_id")),
     ),
+    PostgresTable(
+        "ops",
+        "durations",
+        (
+            PostgresColumn("kind", "text", comment="publish or sync"),
+            PostgresColumn("subject", "text", comment="relation or view"),
+            PostgresColumn("seconds_up_to", "double precision", comment="upper bound of the bucket; the last one is infinite"),
+            PostgresColumn("writes", "bigint", comment="writes that took so long"),
+            PostgresColumn("seconds", "double precision", comment="their sum"),
+            PostgresColumn("newest_at", _INSTANT, comment="end of the newest, by the server's own clock"),
+        ),
+        primary_key=("kind", "subject", "seconds_up_to"),
+        comment="How long writes took, counted by bucket, and when the newest ended: a histogram and a heartbeat that never grow",
+    ),
 )
 
 

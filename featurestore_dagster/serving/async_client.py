@@ -11,6 +11,7 @@ import polars as pl
 from featurestore_dagster.serving.answer import OnlineFeatures
 from featurestore_dagster.serving.client_base import FIRST_CONNECT_SECONDS, ClientBase
 from featurestore_dagster.serving.coverage import Coverage, coverage
+from featurestore_dagster.serving.overview import Overview
 from featurestore_dagster.serving.policy import DEFAULT_POLICY, ReadPolicy
 from featurestore_dagster.serving.requests import online_request
 from featurestore_dagster.serving.slo_ledger import SloMonth
@@ -105,6 +106,10 @@ class AsyncFeatureStoreClient(ClientBase):
     async def get_slo_attainment(self, month: str | None = None, view: str | None = None) -> list[SloMonth]:
         """See `FeatureStoreClient.get_slo_attainment`."""
         return await asyncio.to_thread(self._slo, month, view)
+
+    async def get_overview(self) -> Overview:
+        """See `FeatureStoreClient.get_overview`."""
+        return await asyncio.to_thread(self._platform_overview)
 
     async def get_feature_statistics(self, view: str, start: datetime | None = None, end: datetime | None = None) -> pl.DataFrame:
         """See `FeatureStoreClient.get_feature_statistics`."""

@@ -14,6 +14,7 @@ from featurestore_dagster.errors import RefusedError
 from featurestore_dagster.serving.answer import OnlineFeatures
 from featurestore_dagster.serving.client_base import FIRST_CONNECT_SECONDS, ClientBase
 from featurestore_dagster.serving.coverage import Coverage, coverage
+from featurestore_dagster.serving.overview import Overview
 from featurestore_dagster.serving.policy import DEFAULT_POLICY, ReadPolicy
 from featurestore_dagster.serving.requests import online_request
 from featurestore_dagster.serving.slo_ledger import SloMonth
@@ -181,6 +182,14 @@ class FeatureStoreClient(ClientBase):
             StoreUnavailableError: Postgres does not answer.
         """
         return self._slo(month, view)
+
+    def get_overview(self) -> Overview:
+        """Streams with their delays, blocked partitions and refused rows: what `/status` shows.
+
+        Raises:
+            StoreUnavailableError: Postgres does not answer.
+        """
+        return self._platform_overview()
 
     def get_feature_statistics(self, view: str, start: datetime | None = None, end: datetime | None = None) -> pl.DataFrame:
         """Statistics of a view's newest versions with start < event time <= end; a year up to now when not given.

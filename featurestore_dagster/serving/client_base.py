@@ -17,6 +17,7 @@ from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.time import Clock
 from featurestore_dagster.serving.answer import OnlineFeatures
 from featurestore_dagster.serving.ladder import Ladder
+from featurestore_dagster.serving.overview import Overview, overview
 from featurestore_dagster.serving.policy import AS_OF_DEADLINE_SECONDS, DEFAULT_POLICY, ReadPolicy
 from featurestore_dagster.serving.postgres_tier import PostgresTier
 from featurestore_dagster.serving.raw_tier import RawTier
@@ -158,6 +159,9 @@ class ClientBase:
 
     def _slo(self, month: str | None, view: str | None) -> list[SloMonth]:
         return slo_months(self.catalogue, SloStore(self._store.settings), self.clock.now(), month, view)
+
+    def _platform_overview(self) -> Overview:
+        return overview(self.catalogue, self._store, self.clock)
 
     def _feature_statistics(self, view: str, start: datetime | None, end: datetime | None) -> pl.DataFrame:
         declared = self.catalogue.view(view)

@@ -1,5 +1,6 @@
 """Bring Redis up to the ledger: apply what was published after the last publication that Redis itself remembers."""
 
+import time
 from datetime import datetime
 
 import polars as pl
@@ -8,7 +9,8 @@ from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.projections.relation import stream_relation
 from featurestore_dagster.serving.delisting import delisted
-from featurestore_dagster.stores.postgres import Ledger, PostgresStore
+from featurestore_dagster.stores.postgres import Ledger, PostgresStore, durations
+from featurestore_dagster.stores.postgres.connection import connect
 from featurestore_dagster.stores.redis import OnlineWrite, RedisStore
 
 
@@ -23,6 +25,7 @@ def sync_view(
     Raises:
         StoreUnavailableError: A store does not answer; nothing is forgotten, call again.
     """
+    started = time.perf_counter()
     remembered = online.publication_id(view)
     changes = store.online_changes(view, remembered, now)
     if remembered is None or changes.last_publication_id < remembered:
@@ -38,6 +41,8 @@ def sync_view(
         online.advance_watermark(view, stream, newest)
     if catalogue is not None:
         _advance_epochs(view, Ledger(store.settings), online, catalogue)
+    with connect(store.settings) as connection:
+        durations.record(connection, durations.WriteKind.SYNC, view.label, time.perf_counter() - started)
     return written
 
 

@@ -1,4 +1,4 @@
-"""One of Dagster's processes alone in the foreground, for containers, which have a supervisor of their own: `run NAME` and `check NAME`.
+"""One process of a tree alone in the foreground, for containers, which have a supervisor of their own: `run NAME` and `check NAME`.
 
 Example: python -m featurestore_dagster.supervisor run webserver --read-only
 """
@@ -11,6 +11,7 @@ from featurestore_dagster.errors import FeatureStoreError
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.embedded import running_settings
 from featurestore_dagster.supervisor import probes
+from featurestore_dagster.supervisor.record import EXPORTER
 from featurestore_dagster.supervisor.status import HEARTBEAT_SECONDS
 from featurestore_dagster.supervisor.tree import NAMES, command, prepare_dagster_home
 
@@ -40,7 +41,7 @@ def _perform(action: str, name: str, *, read_only: bool) -> int:
         program = [sys.executable, "-m", "dagster._daemon", "liveness-check"]
     else:
         prepare_dagster_home(settings)
-        port = settings.code_server_port if name == "code-server" else settings.webserver_port
+        port = {"code-server": settings.code_server_port, EXPORTER: settings.exporter_port}.get(name, settings.webserver_port)
         program = command(settings, name, port, read_only=read_only)
     return os.execve(program[0], program, environment)  # noqa: S606 - no shell is the point
 
@@ -48,6 +49,8 @@ def _perform(action: str, name: str, *, read_only: bool) -> int:
 def _answers(settings: Settings, name: str) -> bool:
     if name == "code-server":
         return probes.speaks_http2(settings.code_server_host, settings.code_server_port)
+    if name == EXPORTER:
+        return probes.answers_health(settings.exporter_host, settings.exporter_port)
     return probes.Webserver(settings.webserver_host, settings.webserver_port).answers()
 
 

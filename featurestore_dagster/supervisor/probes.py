@@ -30,6 +30,18 @@ def speaks_http2(host: str, port: int) -> bool:
     return frame_header[3:4] == bytes([settings_type])
 
 
+def answers_health(host: str, port: int) -> bool:
+    """Whether the exporter answers."""
+    connection = http.client.HTTPConnection(LOOPBACK if host in ANY_ADDRESS else host, port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
 class Webserver:
     """Dagster's webserver, asked over HTTP."""
 

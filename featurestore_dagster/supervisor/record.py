@@ -22,7 +22,7 @@ from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.embedded import EmbeddedServices, processes
 
 RECORD, LOCK = "supervisor.json", "supervisor.lock"
-SUPERVISOR = "supervisor"
+SUPERVISOR, EXPORTER = "supervisor", "exporter"
 TOKEN_VARIABLE = "_FEATURESTORE_TREE"  # noqa: S105 - a name; without the prefix of settings, which it is not
 STOP_SECONDS = 4
 """Patience with each stage of an orderly end before SIGKILL."""

@@ -8,7 +8,7 @@ from featurestore_dagster.errors import StoreUnavailableError
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.embedded import EmbeddedServices, processes
 from featurestore_dagster.supervisor import probes
-from featurestore_dagster.supervisor.record import STOP_SECONDS, SUPERVISOR, Record, stop_leftovers, tree_lock
+from featurestore_dagster.supervisor.record import EXPORTER, STOP_SECONDS, SUPERVISOR, Record, stop_leftovers, tree_lock
 
 HEARTBEAT_SECONDS = 90
 """A daemon whose heartbeat is older is not ready (it beats every 30 s); Dagster itself calls it healthy for half an hour."""
@@ -32,7 +32,7 @@ class TreeStatus:
         supervisor_process_id: Process of `featurestore up`; None when none runs.
         url: Where the webserver is reached; None when it does not answer.
         heartbeat_age_seconds: Age of the oldest heartbeat among the daemons that must run; None when unknown.
-        processes: postgres, redis, code-server, daemon, webserver.
+        processes: postgres, redis, code-server, daemon, webserver, exporter.
     """
 
     supervisor_process_id: int | None
@@ -49,7 +49,7 @@ class TreeStatus:
 def status(settings: Settings) -> TreeStatus:
     """What runs of this data folder's tree; nothing is started or changed."""
     record = Record.read(settings.data_folder)
-    code_server_port, webserver_port = record.port("code-server"), record.port("webserver")
+    code_server_port, webserver_port, exporter_port = map(record.port, ("code-server", "webserver", EXPORTER))
     webserver = probes.Webserver(record.webserver_host, webserver_port) if webserver_port else None
     url = webserver.url if webserver and webserver.answers() else None
     heartbeat = webserver.heartbeat_age_seconds() if webserver and url else None
@@ -57,6 +57,7 @@ def status(settings: Settings) -> TreeStatus:
         "code-server": code_server_port is not None and probes.speaks_http2(settings.code_server_host, code_server_port),
         "daemon": heartbeat is not None and heartbeat < HEARTBEAT_SECONDS,
         "webserver": url is not None,
+        EXPORTER: exporter_port is not None and probes.answers_health(settings.exporter_host, exporter_port),
     }
     lines = _stores(settings)
     for name, answers in ready.items():

@@ -21,6 +21,7 @@ from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.embedded import EmbeddedServices, processes
 from featurestore_dagster.supervisor import probes, watchdog
 from featurestore_dagster.supervisor.record import (
+    EXPORTER,
     RECORD,
     STOP_SECONDS,
     SUPERVISOR,
@@ -33,8 +34,8 @@ from featurestore_dagster.supervisor.record import (
 
 DEFINITIONS_MODULE = "featurestore_dagster.definitions"
 PROJECT = Path(__file__).resolve().parents[2]
-NAMES = ("code-server", "daemon", "webserver")
-COLOURS = {"code-server": 36, "daemon": 35, "webserver": 32, "featurestore": 33}
+NAMES = ("code-server", "daemon", "webserver", EXPORTER)
+COLOURS = {"code-server": 36, "daemon": 35, "webserver": 32, EXPORTER: 34, "featurestore": 33}
 COLOUR_CODE = re.compile(r"\x1b\[[0-9;]*m")
 """Dagster colours its lines even when nobody sees colours."""
 START_SECONDS = 120
@@ -91,7 +92,7 @@ def up(
 def command(
     settings: Settings, name: str, port: int | None, *, module_name: str = DEFINITIONS_MODULE, read_only: bool = False
 ) -> list[str]:
-    """Program and arguments of one of Dagster's processes (`NAMES`); the daemon has no port."""
+    """Program and arguments of one of the processes (`NAMES`); the daemon has no port."""
     workspace = ["-w", str(_project_file("workspace.yaml"))]
     match name:
         case "code-server":
@@ -102,6 +103,8 @@ def command(
         case "webserver":
             restriction = ["--read-only"] if read_only else []
             return [sys.executable, "-m", "dagster_webserver", "-h", settings.webserver_host, "-p", str(port), *workspace, *restriction]
+        case "exporter":
+            return [sys.executable, "-m", "featurestore_dagster.cli", EXPORTER, "--port", str(port)]
         case _:
             raise UnknownNameError("process", name, NAMES)
 
@@ -124,7 +127,8 @@ class _Supervisor:
         self._services = EmbeddedServices(settings) if settings.embedded else None
         self._record = Record(token=secrets.token_hex(16), webserver_host=settings.webserver_host)
         self._children: dict[str, _Child] = {}
-        self._ports = {"webserver": settings.webserver_port, "code-server": settings.code_server_port}
+        self._ports = {"webserver": settings.webserver_port, "code-server": settings.code_server_port, EXPORTER: settings.exporter_port}
+        self._hosts = {"webserver": settings.webserver_host, "code-server": settings.code_server_host, EXPORTER: settings.exporter_host}
         self._failures: dict[str, int] = {}
         self._ending = threading.Event()
         self._printing = threading.Lock()
@@ -195,8 +199,7 @@ class _Supervisor:
     def _start(self, name: str) -> None:
         port = None
         if name in self._ports:
-            host = self._settings.webserver_host if name == "webserver" else self._settings.code_server_host
-            wanted, port = self._ports[name], processes.free_port(self._ports[name], host)
+            wanted, port = self._ports[name], processes.free_port(self._ports[name], self._hosts[name])
             if wanted not in (0, port):
                 self._say(f"port {wanted} is taken: the {name} listens on {port}")
                 if name == "code-server":
@@ -258,6 +261,8 @@ class _Supervisor:
     def _ready(self, name: str) -> bool:
         if name == "code-server":
             return probes.speaks_http2(self._settings.code_server_host, self._ports[name])
+        if name == EXPORTER:
+            return probes.answers_health(self._settings.exporter_host, self._ports[name])
         if name == "webserver":
             webserver = self._webserver()
             if not webserver.answers():
@@ -286,7 +291,10 @@ class _Supervisor:
             self._say(
                 f"the {child.name} ended {failures} times (last exit code {child.process.returncode}): giving up; its last lines say why"
             )
-            return False
+            if child.name != EXPORTER:
+                return False
+            del self._children[EXPORTER]  # who watches must not end what it watches; Prometheus tells that it is gone
+            return True
         pause = 2.0 ** (failures - 1)
         self._say(f"the {child.name} ended with exit code {child.process.returncode}: starting it again in {pause:.0f} s")
         if self._ending.wait(pause):
@@ -297,7 +305,7 @@ class _Supervisor:
     def _end(self) -> None:
         """First who launches runs, then who executes them, then the servers that both write to."""
         self._say("stopping")
-        for names in (("daemon", "webserver"), ("code-server",)):
+        for names in (("daemon", "webserver", EXPORTER), ("code-server",)):
             chosen = [self._children[name].process for name in names if name in self._children]
             for process in chosen:
                 with suppress(ProcessLookupError):

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +64,17 @@ class Tree:
         return [*tree_processes(record.token), *servers, supervisor, *supervisor.children()]
 
 
+def heartbeats(tree: Tree) -> set[str]:
+    """Names of what gave a heartbeat within the last two minutes, as the tree's exporter publishes it."""
+    port = Record.read(tree.settings.data_folder).port("exporter")
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    found = re.findall(r'^feature_store_(?:daemon|sensor)_heartbeat_timestamp_seconds\{\w+="(\w+)"\} (\S+)$', text, re.MULTILINE)
+    return {name for name, instant in found if time.time() - float(instant) < 120}
+
+
 def graphql(url: str, query: str) -> dict[str, dict[str, str]]:
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
     connection.request("POST", "/graphql", json.dumps({"query": query}), {"Content-Type": "application/json"})
@@ -106,12 +118,15 @@ def test_life_of_a_tree(folder: Path) -> None:
     state = status(tree.settings)
     assert state.supervisor_process_id == tree.process.pid
     assert state.heartbeat_age_seconds is not None
-    assert {process.name for process in state.processes} == {"postgres", "redis", "code-server", "daemon", "webserver"}
-    for name in ("code-server", "daemon", "webserver"):
+    assert {process.name for process in state.processes} == {"postgres", "redis", "code-server", "daemon", "webserver", "exporter"}
+    for name in ("code-server", "daemon", "webserver", "exporter"):
         ignored = int(re.search(r"SigIgn:\s*(\w+)", Path(f"/proc/{process_id(tree, name)}/status").read_text())[1], 16)
         assert not ignored & (1 << (signal.SIGINT - 1) | 1 << (signal.SIGTERM - 1)), f"{name} ignores signals"
 
     assert one_process(running_settings(tree.settings), "check", "daemon").wait(60) == 0
+
+    # Its exporter sees the daemon and the sensor alive.
+    assert processes.wait_until(lambda: {"SENSOR", "SCHEDULER", "ticking"} <= heartbeats(tree), READY_SECONDS), heartbeats(tree)
 
     # A second tree on the same folder is refused.
     with pytest.raises(RefusedError, match=str(tree.process.pid)):

@@ -1,4 +1,4 @@
-"""The smallest code location, for the tests of the process tree: one asset, which never ends."""
+"""The smallest code location, for the tests of the process tree: one asset, which never ends, and one sensor, which only ticks."""
 
 import time
 
@@ -12,4 +12,10 @@ def endless() -> None:
         time.sleep(60)
 
 
-defs = dg.Definitions(assets=[endless])
+@dg.sensor(target=endless, minimum_interval_seconds=1, default_status=dg.DefaultSensorStatus.RUNNING)
+def ticking() -> dg.SkipReason:
+    """Gives a heartbeat."""
+    return dg.SkipReason("it only ticks")
+
+
+defs = dg.Definitions(assets=[endless], sensors=[ticking])

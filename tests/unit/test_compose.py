@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from featurestore_dagster.monitoring.metrics import Job
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.sources import provider_settings
 from featurestore_dagster.stores.embedded import redis_server
@@ -29,10 +30,11 @@ def test_profiles_hold_what_a_deployment_needs() -> None:
     profiles = {name: service["profiles"] for name, service in SERVICES.items()}
     assert {name for name, of in profiles.items() if of == ["data"]} == {"postgres", "redis"}
     assert {name for name, of in profiles.items() if of == ["apps"]} == {"schema", "serve", *NAMES}
+    assert {name for name, of in profiles.items() if of == ["observability"]} == {"prometheus", "grafana"}
     assert SERVICES["postgres"]["image"].startswith("timescale/timescaledb:")
     assert int(SERVICES["postgres"]["image"].rsplit("pg")[-1]) >= 16
     assert int(SERVICES["redis"]["image"].removeprefix("redis:").split(".")[0]) >= 7
-    assert not [service["image"] for service in SERVICES.values() if service["image"].endswith("latest")]
+    assert all(re.search(r":[^:]*\d", service["image"]) for name, service in SERVICES.items() if name not in OURS), "a tag that moves"
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
@@ -42,7 +44,7 @@ def test_a_service_is_checked_unprivileged_and_loopback_only(name: str) -> None:
         assert service["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
         assert {"interval", "timeout", "retries"} <= set(service["healthcheck"])
     assert "no-new-privileges:true" in service["security_opt"]
-    assert name in OURS or service["user"] in {"postgres", "redis"}
+    assert name in OURS or service["user"] in {"postgres", "redis", "nobody", "grafana"}
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     assert not service.get("privileged")
 
@@ -91,9 +93,25 @@ def test_names_in_the_file_refer_to_something() -> None:
     for service in SERVICES.values():
         assert set(service.get("depends_on", {})) <= set(SERVICES)
         assert {config["source"] for config in service.get("configs", [])} <= set(COMPOSE["configs"])
-        assert {volume.split(":")[0] for volume in service.get("volumes", [])} <= set(COMPOSE["volumes"])
+        assert {config.split(":")[0] for config in service.get("secrets", [])} <= set(COMPOSE.get("secrets", {}))
+        for source in (volume.split(":")[0] for volume in service.get("volumes", [])):
+            assert (PROJECT / source).is_dir() if source.startswith(".") else source in COMPOSE["volumes"]
     for name, dependency in ((name, on) for service in SERVICES.values() for name, on in service.get("depends_on", {}).items()):
         assert dependency.get("required", True) == (SERVICES[name]["profiles"] != ["data"])  # the data profile may be left out
+
+
+def test_prometheus_scrapes_both_of_our_processes_where_they_listen() -> None:
+    config = yaml.safe_load((PROJECT / "monitoring/prometheus/prometheus.yml").read_text())
+    targets = {job["job_name"]: job["static_configs"][0]["targets"][0].split(":") for job in config["scrape_configs"]}
+    assert {Job(name): service for name, (service, _) in targets.items()} == {Job.EXPORTER: "exporter", Job.SERVE: "serve"}
+    for service, port in targets.values():
+        assert SERVICES[service]["ports"][0].endswith(f":{port}")
+    assert [(PROJECT / "monitoring/prometheus" / name).exists() for name in config["rule_files"]] == [True]
+    boards = yaml.safe_load((PROJECT / "monitoring/grafana/provisioning/dashboards/boards.yml").read_text())
+    mounted = dict(volume.split(":")[:2] for volume in SERVICES["grafana"]["volumes"])
+    assert mounted["./monitoring/grafana/boards"] == boards["providers"][0]["options"]["path"]
+    [source] = yaml.safe_load((PROJECT / "monitoring/grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
 
 
 def test_redis_is_configured_as_the_embedded_one() -> None:

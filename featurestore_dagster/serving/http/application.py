@@ -25,10 +25,10 @@ from starlette.responses import StreamingResponse
 from featurestore_dagster.errors import FeatureStoreError
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.serving.coverage import coverage
-from featurestore_dagster.serving.http import feast_protocol, history, metrics, online, schemas
+from featurestore_dagster.serving.http import feast_protocol, history, metrics, online, schemas, status_page
 from featurestore_dagster.serving.http.answers import JSON, Answer, HttpError, failure
 from featurestore_dagster.serving.http.bodies import header, instant, read_body
-from featurestore_dagster.serving.http.gate import Gate, HotRoute
+from featurestore_dagster.serving.http.gate import PAGE, Gate, HotRoute
 from featurestore_dagster.serving.http.service import Service
 
 MONTH = r"^(19|20)\d\d-(0[1-9]|1[0-2])$"
@@ -163,6 +163,17 @@ def _add_descriptions(application: FastAPI, service: Service) -> None:
         view: Annotated[str | None, Query(description="only this view's streams")] = None,
     ) -> Response:
         return _json([found.as_dict() for found in await service.in_background(client.get_slo_attainment(month, view))])
+
+    @application.get(
+        PAGE,
+        response_class=Response,
+        responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}, **_failures(401, 500, 503, 504)},
+        summary="State of all streams and blocked partitions, as a page for people",
+    )
+    async def status() -> Response:
+        page = status_page.status_page(await service.in_background(client.get_overview()))
+        headers = {"content-security-policy": status_page.CONTENT_SECURITY_POLICY, "cache-control": "no-store"}
+        return Response(page, media_type="text/html", headers=headers)
 
     @application.get("/v1/statistics", **_documented(schemas.RetrievalStatistics, 422), summary="Online reads of the last minutes")
     async def statistics(window_minutes: Annotated[float, Query(gt=0, le=1440)] = 60) -> Response:

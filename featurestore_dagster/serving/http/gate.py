@@ -4,6 +4,8 @@ The two routes that must be quick are answered from here; all others belong to t
 """
 
 import asyncio
+import base64
+import binascii
 import hashlib
 import hmac
 import logging
@@ -20,6 +22,9 @@ from featurestore_dagster.serving.http.service import Service
 
 OPEN = frozenset({"/health/live", "/health/ready"})
 """Routes for whoever keeps the process alive: no key, no limit, answered while draining."""
+
+PAGE = "/status"
+"""Where people come with a browser, which must be asked for the key in a way that it knows."""
 
 CLOSE = {"connection": "close"}
 
@@ -76,7 +81,10 @@ class Gate:
 
     def _refusal(self, scope: Scope) -> HttpError | None:
         if self._key_digest is not None and not self._is_authorised(scope):
-            return HttpError(401, "Unauthorized", "send the key as X-API-Key, or as bearer token", {"www-authenticate": "Bearer"})
+            said = "send the key as X-API-Key, as bearer token, or as the password of basic authentication"
+            # One challenge: Chromium takes no other when the first of several is Bearer.
+            challenge = 'Basic realm="featurestore", charset="UTF-8"' if scope["path"] == PAGE else "Bearer"
+            return HttpError(401, "Unauthorized", said, {"www-authenticate": challenge})
         if self._service.is_draining:
             return overloaded("this server is being stopped; ask another, or again", CLOSE)
         if self._service.in_flight >= self._settings.serve_maximum_concurrent_requests:
@@ -87,7 +95,7 @@ class Gate:
         given = header(scope["headers"], b"x-api-key")
         if not given:
             kind, _, token = header(scope["headers"], b"authorization").partition(" ")
-            given = token.strip() if kind.lower() == "bearer" else ""
+            given = token.strip() if kind.lower() == "bearer" else _password(token) if kind.lower() == "basic" else ""
         return hmac.compare_digest(_digest(given, "latin-1"), self._key_digest or b"")
 
     async def _answer(self, hot: HotRoute, scope: Scope, receive: Receive, send: Send) -> int:
@@ -152,6 +160,14 @@ def _route(scope: Scope, hot: Mapping[str, HotRoute]) -> str:
     if path in hot or path in OPEN:
         return path
     return getattr(scope.get("route"), "path", "unknown")
+
+
+def _password(token: str) -> str:
+    """The password of basic authentication, which is all that a browser can send; any user. Empty when it is malformed."""
+    try:
+        return base64.b64decode(token.strip(), validate=True).decode("latin-1").partition(":")[2]
+    except (binascii.Error, ValueError):
+        return ""
 
 
 def _digest(text: str, encoding: str = "utf-8") -> bytes:

@@ -1,4 +1,4 @@
-"""Every metric of the HTTP server, named once. Counts are those of all worker processes together.
+"""The metrics of the HTTP server, counted; they are named in `monitoring.metrics`. Counts are those of all worker processes together.
 
 The supervisor names the folder that the workers share in `PROMETHEUS_MULTIPROC_DIR`; without it a process counts for itself.
 """
@@ -12,18 +12,20 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from featurestore_dagster.errors import PointInTimeViolation
+from featurestore_dagster.monitoring import metrics
+from featurestore_dagster.monitoring.metrics import Metric
 from featurestore_dagster.serving.answer import OnlineFeatures, Status
 
-DURATION_BUCKETS_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
 
-REQUESTS = Counter("feature_store_requests_total", "HTTP requests answered, by route and status code.", ["route", "status"])
+def _counter(metric: Metric) -> Counter:
+    return Counter(metric.name, metric.help, metric.labels)
+
+
+REQUESTS, VALUES, VIEWS, VIOLATIONS = map(_counter, (metrics.REQUESTS, metrics.VALUES, metrics.ANSWERED_VIEWS, metrics.VIOLATIONS))
 DURATIONS = Histogram(
-    "feature_store_request_duration_seconds", "Time from a request's head to its whole answer.", ["route"], buckets=DURATION_BUCKETS_SECONDS
+    metrics.REQUEST_DURATION.name, metrics.REQUEST_DURATION.help, metrics.REQUEST_DURATION.labels, buckets=metrics.REQUEST_DURATION.buckets
 )
-IN_PROGRESS = Gauge("feature_store_requests_in_progress", "Requests that are being answered.", multiprocess_mode="livesum")
-VALUES = Counter("feature_store_values_total", "Feature values answered online, by status.", ["status"])
-VIEWS = Counter("feature_store_answered_views_total", "Views of entities answered online, by the store that answered.", ["tier"])
-VIOLATIONS = Counter("feature_store_point_in_time_violations_total", "Answers refused because they held a value from the future.")
+IN_PROGRESS = Gauge(metrics.REQUESTS_IN_PROGRESS.name, metrics.REQUESTS_IN_PROGRESS.help, multiprocess_mode="livesum")
 
 _statuses = {status: VALUES.labels(status.value) for status in Status}
 

@@ -167,6 +167,21 @@ def running_settings(settings: Settings) -> Settings:
     return settings.with_connections(recorded.postgres, recorded.redis)
 
 
+def last_known_settings(settings: Settings) -> Settings:
+    """As `running_settings`, whether the servers run or not: for who must notice that one of them does not.
+
+    Raises:
+        ConfigurationError: `services.json` belongs to another user.
+        StoreUnavailableError: The embedded servers never ran.
+    """
+    if settings.postgres_connection and settings.redis_connection:
+        return settings
+    recorded = _Record.read(settings.data_folder)
+    if recorded.postgres is None or recorded.redis is None:
+        raise StoreUnavailableError(f"no embedded server of {settings.data_folder} ever ran; `featurestore up` starts them")
+    return settings.with_connections(recorded.postgres, recorded.redis)
+
+
 @dataclass(frozen=True)
 class _Record:
     """Connections of the last start, kept across stops so that ports and passwords stay; None where unknown."""

@@ -3,6 +3,7 @@
 Computing and auditing do not belong here (see `pipeline`), nor does Redis.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +19,7 @@ from featurestore_dagster.model.time import Clock
 from featurestore_dagster.projections.postgres_table import feature_schema
 from featurestore_dagster.projections.relation import Relation
 from featurestore_dagster.settings import PostgresSettings
-from featurestore_dagster.stores.postgres import schema, watermarks
+from featurestore_dagster.stores.postgres import durations, schema, watermarks
 from featurestore_dagster.stores.postgres.connection import connect, read_frame
 from featurestore_dagster.stores.postgres.publishing import LEDGER_LOCK, Publication, Writer, lock_table
 
@@ -282,11 +283,14 @@ class PostgresStore:
             One publication per partition, in the order given. A partition whose content and inputs were published already is not
             recorded again: its `publication_id` is None.
         """
+        started = time.perf_counter()
         with connect(self.settings) as connection:
             lock_table(connection, relation)
             # The clock is read after the wait: what is known from now on was not known while another writer held the lock.
             writer = Writer(self.settings, connection, relation, run_id, self.clock.now(), seconds)
-            return writer.publish(rows, partitions, quarantined, inputs or {}, supersede=supersede)
+            publications = writer.publish(rows, partitions, quarantined, inputs or {}, supersede=supersede)
+            durations.record(connection, durations.WriteKind.PUBLISH, relation.name, time.perf_counter() - started)
+        return publications
 
     def block(self, relation: Relation, checks: Mapping[str, object], quarantined: pl.DataFrame, run_id: str = "") -> None:
         """Record that the audit refused partitions: the failed checks of each, and their bad rows for replay. Nothing is published.

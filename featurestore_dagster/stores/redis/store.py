@@ -83,6 +83,14 @@ class RedisStore:
         """The server's version, for audits."""
         return self._info("server", "redis_version")
 
+    def memory(self) -> tuple[int, int]:
+        """Bytes that Redis has allocated, and bytes that it may (0: no limit)."""
+        return int(self._info("memory", "used_memory")), int(self._info("memory", "maxmemory"))
+
+    def keys(self) -> int:
+        """Keys in the database, whosever they are."""
+        return int(self._call(command("DBSIZE")))
+
     def publication_id(self, view: FeatureView) -> int | None:
         """The last publication that was applied whole, None when Redis knows of none: then everything must be applied again."""
         return publication_of(view, self._call(command("GET", publication_key(self.project, view))))
