@@ -296,13 +296,13 @@ def live_bar() -> dict[str, float | int | str]:
 
         def run(partitions: list[str]) -> dict[str, float]:
             steps: dict[str, float] = {}
+            began = time.perf_counter()
 
             def timed(name: str) -> None:
                 nonlocal began
                 steps[name] = time.perf_counter() - began
                 began = time.perf_counter()
 
-            began = time.perf_counter()
             for dataset in (US_EQUITY_CORPORATE_ACTIONS, US_EQUITY_CANDLES_1D):
                 list(platform.pipeline.ingest(dataset, partitions))
                 timed(dataset.name)
@@ -402,7 +402,7 @@ def _query(settings: Settings, text: str) -> list[tuple[Any, ...]]:
     import psycopg
 
     with psycopg.connect(settings.postgres.conninfo) as connection:
-        return connection.execute(text).fetchall()  # type: ignore[call-overload]
+        return connection.execute(text).fetchall()
 
 
 def _fetches_nothing(*_: object) -> pl.DataFrame:

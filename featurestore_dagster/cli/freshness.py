@@ -1,6 +1,7 @@
 """Commands about promises: freshness now, SLO attainment and error budget of a month."""
 
 import time
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import typer
@@ -11,10 +12,11 @@ from rich.text import Text
 from featurestore_dagster.cli.operate import connected
 from featurestore_dagster.cli.output import AsJson, console, print_json, print_rows, rows_table
 from featurestore_dagster.errors import StoreUnavailableError
-from featurestore_dagster.monitoring.problems import instant, span
+from featurestore_dagster.monitoring.problems import span
 from featurestore_dagster.settings import Settings
 
 SHOWN_BEHIND = 3
+HALF_A_YEAR = timedelta(days=182)
 
 
 def freshness(
@@ -66,11 +68,10 @@ def _shown(client: Any, view: str | None) -> RenderableType:
     rows = [
         {
             "state": state.freshness.state.value,
-            "view": state.view,
-            "stream": state.stream,
-            "newest_row": instant(state.freshness.watermark) if state.freshness.watermark else None,
-            "online_row": instant(found) if (found := online.get((state.view, state.stream))) else None,
-            "due": instant(state.freshness.due_at),
+            "view/stream": f"{state.view}/{state.stream}",
+            "newest_row": _short(state.freshness.watermark, now),
+            "online": _online(online.get((state.view, state.stream)), state.freshness.watermark, now),
+            "due": _short(state.freshness.due_at, now),
             "lag": span(state.freshness.lag) if state.freshness.lag else None,
         }
         for state in states
@@ -80,6 +81,17 @@ def _shown(client: Any, view: str | None) -> RenderableType:
     replayed = f" ({client.clock.replayed})" if client.clock.replayed else ""
     behind = [Text(f"  behind in {state.view}, {state.stream}: {line}") for state in states for line in state.worst[:SHOWN_BEHIND]]
     return Group(rows_table(f"Freshness at {now.isoformat(timespec='seconds')}{replayed}", rows), *behind)
+
+
+def _online(online: datetime | None, published: datetime | None, now: datetime) -> str | None:
+    return "same" if online is not None and online == published else _short(online, now)
+
+
+def _short(moment: datetime | None, now: datetime) -> str | None:
+    """An instant in few letters, so that a line fits a terminal of 80: without the year, or without the time of day."""
+    if moment is None:
+        return None
+    return f"{moment:%m-%d %H:%MZ}" if abs(moment - now) < HALF_A_YEAR else f"{moment:%Y-%m-%d}"
 
 
 def slo(
@@ -100,12 +112,11 @@ def slo(
     else:
         rows = [
             {
-                "view": one.view,
-                "stream": one.stream or "all",
-                "attainment": "-" if one.attainment is None else f"{one.attainment:.3%}",
+                "attained": "-" if one.attainment is None else f"{one.attainment:.3%}",
+                "view/stream": f"{one.view}/{one.stream or 'all'}",
                 "objective": f"{one.objective:.1%}",
-                "overdue_hours": one.overdue_seconds / 3600,
-                "evaluated_hours": one.evaluated_seconds / 3600,
+                "overdue": f"{one.overdue_seconds / 3600:.1f} h",
+                "of": f"{one.evaluated_seconds / 3600:.1f} h",
                 "budget_left": f"{one.budget_left:.0%}",
             }
             for one in found

@@ -11,7 +11,10 @@ from rich.table import Table
 console = Console()
 errors = Console(stderr=True)
 
-NEVER_WRAPPED = {"feature", "state", "status", "unit", "subject", "passed", "newest_row", "next_due", "online_row", "due", "lag"}
+NEVER_WRAPPED = {
+    "feature", "state", "status", "unit", "subject", "passed", "newest_row", "next_due", "online", "due", "lag",
+    "objective", "overdue", "of", "budget_left",
+}  # fmt: skip
 
 AsJson = typer.Option(False, "--json", help="Print JSON instead of a table.")
 

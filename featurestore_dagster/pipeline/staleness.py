@@ -100,7 +100,7 @@ class Staleness:
             self.marts[tuple(batches)] = self.restatements.usable_from(MART_SOURCE.table.name, batches.to_list()).sort("usable")
         newest = self.marts[tuple(batches)].with_columns(pl.col("batch_id").cum_max())
         published = [(key, state.max_event_timestamp, state.inputs.get(f"marts.{mart}", 0)) for key, state in states.items()]
-        schema = {"key": pl.String, "last_event": UTC_MICROSECONDS, "read": pl.Int64}
+        schema = {"key": pl.String(), "last_event": UTC_MICROSECONDS, "read": pl.Int64()}
         rows = pl.DataFrame(published, schema=schema, orient="row").drop_nulls("last_event").sort("last_event")
         able = rows.join_asof(newest, left_on="last_event", right_on="usable", check_sortedness=False)
         return set(able.filter(pl.col("read") < pl.col("batch_id"))["key"])
