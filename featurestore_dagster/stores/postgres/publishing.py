@@ -112,7 +112,7 @@ class Writer:
         batch_id = int(row[0])  # type: ignore[index]
         if not new.is_empty():
             self._copy(new, batch_id)
-            watermarks.advance(self.connection, self.relation, new)
+            watermarks.advance(self.connection, self.relation, batch_id)
         too_late = refused_rows(late, _sessions(self.relation, late), pl.Series([[LATE_VINTAGE]] * late.height, dtype=pl.List(pl.String)))
         refused = pl.concat([pl.DataFrame(schema=REFUSED_SCHEMA) if quarantined is None else quarantined, too_late])
         self.quarantine(refused, partitions if supersede else [])

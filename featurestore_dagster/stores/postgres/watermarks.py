@@ -19,22 +19,26 @@ from featurestore_dagster.stores.postgres.connection import read_frame
 WATERMARK = pl.Datetime("us", "UTC")
 
 
-def advance(connection: psycopg.Connection[Any], relation: Relation, new: pl.DataFrame) -> None:
-    """Advance the watermarks of a stream to its new rows; rows of old days, and those that stand for a missing bar, move nothing."""
+def advance(connection: psycopg.Connection[Any], relation: Relation, batch_id: int) -> None:
+    """Advance the watermarks of a stream to the rows of a batch; old days, and rows that stand for a missing bar, move nothing."""
     if relation.feature_set_version is None:
         return
-    told = new.filter(pl.col("flags") & QualityFlag.MISSING_OHLCV.value == 0)
-    newest = told.group_by(relation.keys).agg(pl.col("event_timestamp").max()).sort(relation.keys)
-    if newest.is_empty():
-        return
-    names = [sql.Identifier(f"key{number}") for number in range(len(relation.keys))]
+    keys = sql.SQL(", ").join(map(sql.Identifier, relation.keys))
     statement = sql.SQL(
-        "insert into ops.watermarks (view, stream, feature_set_version, entity, event_timestamp) select %s, %s, %s, array[{names}], instant"
-        " from unnest({keys}, %s::timestamptz[]) as told({names}, instant) on conflict (view, stream, feature_set_version, entity)"
-        " do update set event_timestamp = excluded.event_timestamp where excluded.event_timestamp > ops.watermarks.event_timestamp"
-    ).format(names=sql.SQL(", ").join(names), keys=sql.SQL(", ").join([sql.SQL("%s::text[]")] * len(names)))
-    of = [relation.table, relation.scope, relation.feature_set_version]
-    connection.execute(statement, [*of, *(column.to_list() for column in newest.iter_columns())])
+        "insert into ops.watermarks as held (view, stream, feature_set_version, entity, event_timestamp)"
+        " select %(view)s, %(stream)s, %(version)s, array[{keys}], max(event_timestamp) from {table}"
+        " where batch_id = %(batch)s and flags & %(missing)s = 0 group by {keys}"
+        " on conflict (view, stream, feature_set_version, entity) do update set event_timestamp = excluded.event_timestamp"
+        " where excluded.event_timestamp > held.event_timestamp"
+    ).format(keys=keys, table=sql.Identifier(relation.schema, relation.table))
+    parameters = {
+        "view": relation.table,
+        "stream": relation.scope,
+        "version": relation.feature_set_version,
+        "batch": batch_id,
+        "missing": QualityFlag.MISSING_OHLCV.value,
+    }
+    connection.execute(statement, parameters)
 
 
 def read(settings: PostgresSettings, relation: Relation, now: datetime) -> pl.DataFrame:
