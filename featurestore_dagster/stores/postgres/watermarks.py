@@ -27,7 +27,7 @@ def advance(connection: psycopg.Connection[Any], relation: Relation, batch_id: i
     statement = sql.SQL(
         "insert into ops.watermarks as held (view, stream, feature_set_version, entity, event_timestamp)"
         " select %(view)s, %(stream)s, %(version)s, array[{keys}], max(event_timestamp) from {table}"
-        " where batch_id = %(batch)s and flags & %(missing)s = 0 group by {keys}"
+        " where batch_id = %(batch)s and flags & %(missing)s = 0 group by {keys} order by {keys}"
         " on conflict (view, stream, feature_set_version, entity) do update set event_timestamp = excluded.event_timestamp"
         " where excluded.event_timestamp > held.event_timestamp"
     ).format(keys=keys, table=sql.Identifier(relation.schema, relation.table))
@@ -67,7 +67,7 @@ def _kept(settings: PostgresSettings, relation: Relation) -> pl.DataFrame:
 def _of_rows(settings: PostgresSettings, relation: Relation, now: datetime) -> pl.DataFrame:
     query = sql.SQL(
         "select {keys}, max(event_timestamp) as watermark from {table} where {scope} = %(scope)s and event_timestamp <= %(now)s"
-        " and {known_at} <= %(now)s and {version} and flags & %(missing)s = 0 group by {keys}"
+        " and {known_at} <= %(now)s and {version} and flags & %(missing)s = 0 group by {keys} order by {keys}"
     ).format(
         version=sql.SQL("feature_set_version = %(version)s" if relation.feature_set_version is not None else "true"),
         keys=sql.SQL(", ").join(map(sql.Identifier, relation.keys)),
