@@ -15,23 +15,32 @@ RUNBOOKS = "docs/how-to/alerts"
 
 
 class AlertKind(StrEnum):
-    """What an alert is about; the value names its runbook."""
+    """What an alert is about; the value names its runbook. The first four are told by the alert sensor, the others by Prometheus only."""
 
     VIEW_OVERDUE = "view-overdue"
     PARTITION_BLOCKED = "partition-blocked"
     RUN_FAILED = "run-failed"
     MESSAGE_UNDELIVERED = "message-undelivered"
+
     DAEMON_SILENT = "daemon-silent"
+    EXPORTER_SILENT = "exporter-silent"
+    SERVER_SILENT = "server-silent"
+    COLLECTOR_DOWN = "collector-down"
+    SENSOR_SILENT = "sensor-silent"
+    SYNC_SILENT = "sync-silent"
+    BUDGET_SPENT = "budget-spent"
+    ROWS_QUARANTINED = "rows-quarantined"
+    RESTATEMENT_SLOW = "restatement-slow"
+    READS_DEGRADED = "reads-degraded"
+    READS_FAILING = "reads-failing"
+    READS_SLOW = "reads-slow"
+    FUTURE_VALUE = "future-value"
+    REDIS_MEMORY = "redis-memory"
 
     @property
     def runbook(self) -> str:
         """Path of the runbook in the repository."""
         return f"{RUNBOOKS}/{self.value}.md"
-
-    @property
-    def escalate_after(self) -> timedelta:
-        """Age at which a streak that nobody ended is told again, to more people."""
-        return ESCALATE_AFTER[self]
 
 
 ESCALATE_AFTER = {
@@ -39,8 +48,8 @@ ESCALATE_AFTER = {
     AlertKind.PARTITION_BLOCKED: timedelta(hours=4),
     AlertKind.RUN_FAILED: timedelta(hours=4),
     AlertKind.MESSAGE_UNDELIVERED: timedelta(hours=4),
-    AlertKind.DAEMON_SILENT: timedelta(minutes=15),
 }
+"""Age at which a streak that nobody ended is told again, to more people; of the kinds that the alert sensor tells."""
 
 
 class AlertState(StrEnum):

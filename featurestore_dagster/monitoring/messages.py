@@ -15,7 +15,6 @@ TITLES = {
     AlertKind.PARTITION_BLOCKED: "{group} has blocked partitions",
     AlertKind.RUN_FAILED: "{group} fails",
     AlertKind.MESSAGE_UNDELIVERED: "{group} takes no messages",
-    AlertKind.DAEMON_SILENT: "{group} is silent",
 }
 
 

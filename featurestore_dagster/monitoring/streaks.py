@@ -15,9 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import groupby
 
-from featurestore_dagster.model.alert import Alert, AlertEvent, AlertKind, AlertState, Message, Problem, Silence
-
-TOLD = frozenset({AlertState.OPEN, AlertState.NOTIFIED, AlertState.ESCALATED})
+from featurestore_dagster.model.alert import ESCALATE_AFTER, Alert, AlertEvent, AlertKind, AlertState, Message, Problem, Silence
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def plan(
         elif (
             alert.state is not AlertState.ESCALATED
             and alert.announced_at is not None
-            and now - alert.announced_at >= problem.kind.escalate_after
+            and now - alert.announced_at >= ESCALATE_AFTER[problem.kind]
         ):
             changed.append((AlertEvent.ESCALATED, replace(current, state=AlertState.ESCALATED, escalated_at=now)))
         else:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from featurestore_dagster.model.alert import RUNBOOKS, AlertKind
+from featurestore_dagster.model.alert import AlertKind
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.monitoring import metrics
 from featurestore_dagster.monitoring.metrics import Job
@@ -42,7 +42,7 @@ class Severity(StrEnum):
 class Rule:
     """One alert: `kind` names it and its runbook; it fires when `expression` has held for `lasting`."""
 
-    kind: str
+    kind: AlertKind
     severity: Severity
     expression: str
     lasting: str
@@ -55,19 +55,14 @@ class Rule:
         """The kind in Prometheus' spelling."""
         return "".join(word.capitalize() for word in self.kind.split("-"))
 
-    @property
-    def runbook(self) -> str:
-        """Path in the repository."""
-        return f"{RUNBOOKS}/{self.kind}.md"
-
     def as_dict(self) -> dict[str, Any]:
         """As Prometheus reads it."""
         return {
             "alert": self.name,
             "expr": self.expression,
             "for": self.lasting,
-            "labels": {"severity": self.severity.value, "kind": self.kind, **self.labels},
-            "annotations": {"summary": self.summary, "description": self.description, "runbook_url": self.runbook},
+            "labels": {"severity": self.severity.value, "kind": self.kind.value, **self.labels},
+            "annotations": {"summary": self.summary, "description": self.description, "runbook_url": self.kind.runbook},
         }
 
 
@@ -86,7 +81,7 @@ def rules(catalogue: Catalogue) -> dict[str, list[Rule]]:
 def _dead_man() -> Iterator[Rule]:
     dagster_answers = f'on() {metrics.COLLECTOR_UP.name}{{collector="dagster"}} == 1'
     yield Rule(
-        "exporter-silent",
+        AlertKind.EXPORTER_SILENT,
         Severity.CRITICAL,
         f'absent(up{{job="{Job.EXPORTER}"}} == 1)',
         "1m",
@@ -94,7 +89,7 @@ def _dead_man() -> Iterator[Rule]:
         "Nothing is known of freshness, daemon, sensors and syncs: no other alert of this file can fire.",
     )
     yield Rule(
-        "server-silent",
+        AlertKind.SERVER_SILENT,
         Severity.CRITICAL,
         f'up{{job="{Job.SERVE}"}} == 0',
         "1m",
@@ -102,7 +97,7 @@ def _dead_man() -> Iterator[Rule]:
         "Online and historical reads over HTTP fail, or its key is not the one that Prometheus sends.",
     )
     yield Rule(
-        "collector-down",
+        AlertKind.COLLECTOR_DOWN,
         Severity.CRITICAL,
         f"{metrics.COLLECTOR_UP.name} == 0",
         "2m",
@@ -111,7 +106,7 @@ def _dead_man() -> Iterator[Rule]:
     )
     daemon = metrics.DAEMON_HEARTBEAT.name
     yield Rule(
-        AlertKind.DAEMON_SILENT.value,
+        AlertKind.DAEMON_SILENT,
         Severity.CRITICAL,
         f'(time() - {daemon}{{daemon=~"{REQUIRED_DAEMONS}"}} > {DAEMON_SILENCE_SECONDS}) or (absent({daemon}) and {dagster_answers})',
         "1m",
@@ -120,7 +115,7 @@ def _dead_man() -> Iterator[Rule]:
     )
     sensor = metrics.SENSOR_HEARTBEAT.name
     yield Rule(
-        "sensor-silent",
+        AlertKind.SENSOR_SILENT,
         Severity.CRITICAL,
         f"(time() - {sensor} > {MISSED_TICKS} * {metrics.SENSOR_INTERVAL.name} + 60) or (absent({sensor}) and {dagster_answers})",
         "5m",
@@ -129,7 +124,7 @@ def _dead_man() -> Iterator[Rule]:
     )
     recently = f"time() - {metrics.SYNC_HEARTBEAT.name} < {SYNC_SILENCE_SECONDS}"
     yield Rule(
-        "sync-silent",
+        AlertKind.SYNC_SILENT,
         Severity.CRITICAL,
         f"{metrics.SYNC_PENDING.name} > 0 unless on (view) {recently}",
         "5m",
@@ -143,7 +138,7 @@ def _freshness(catalogue: Catalogue) -> Iterator[Rule]:
         for stream in view.streams:
             promised = view.slo_of(stream).max_lag
             yield Rule(
-                AlertKind.VIEW_OVERDUE.value,
+                AlertKind.VIEW_OVERDUE,
                 Severity.CRITICAL,
                 f'{metrics.FRESHNESS_LAG.name}{{view="{view.label}",stream="{stream.name}"}} > {promised.total_seconds():.0f}',
                 "2m",
@@ -152,7 +147,7 @@ def _freshness(catalogue: Catalogue) -> Iterator[Rule]:
                 {"view": view.label, "stream": stream.name},
             )
     yield Rule(
-        AlertKind.VIEW_OVERDUE.value,
+        AlertKind.VIEW_OVERDUE,
         Severity.WARNING,
         f'{metrics.FRESHNESS_STATE.name}{{state="NEVER"}} == 1',
         "1h",
@@ -163,7 +158,7 @@ def _freshness(catalogue: Catalogue) -> Iterator[Rule]:
 
 def _quality() -> Iterator[Rule]:
     yield Rule(
-        "budget-spent",
+        AlertKind.BUDGET_SPENT,
         Severity.WARNING,
         f"{metrics.SLO_BUDGET_LEFT.name} < 0",
         "1m",
@@ -171,7 +166,7 @@ def _quality() -> Iterator[Rule]:
         "It was overdue for longer than its error budget; what comes until the end of the month cannot mend that.",
     )
     yield Rule(
-        AlertKind.MESSAGE_UNDELIVERED.value,
+        AlertKind.MESSAGE_UNDELIVERED,
         Severity.CRITICAL,
         f"{metrics.DEAD_LETTERS.name} > 0",
         "1m",
@@ -179,7 +174,7 @@ def _quality() -> Iterator[Rule]:
         "The channels took them at no attempt; they lie in ops.alert_deliveries and can be sent again.",
     )
     yield Rule(
-        AlertKind.PARTITION_BLOCKED.value,
+        AlertKind.PARTITION_BLOCKED,
         Severity.WARNING,
         f"{metrics.BLOCKED.name} > 0",
         "1m",
@@ -190,7 +185,7 @@ def _quality() -> Iterator[Rule]:
         f"sum by (relation) (increase({metric.name}[1h]))" for metric in (metrics.ROWS_QUARANTINED, metrics.ROWS_PUBLISHED)
     )
     yield Rule(
-        "rows-quarantined",
+        AlertKind.ROWS_QUARANTINED,
         Severity.WARNING,
         f"{refused} / ({refused} + {published}) > {QUARANTINED_SHARE}",
         "10m",
@@ -199,7 +194,7 @@ def _quality() -> Iterator[Rule]:
     )
     slowest = f"histogram_quantile(0.95, sum by (path, le) (rate({metrics.RESTATEMENT_LATENCY.name}_bucket[1h])))"
     yield Rule(
-        "restatement-slow",
+        AlertKind.RESTATEMENT_SLOW,
         Severity.WARNING,
         f"{slowest} > {SLOW_RESTATEMENT_SECONDS}",
         "10m",
@@ -211,7 +206,7 @@ def _quality() -> Iterator[Rule]:
 def _reads() -> Iterator[Rule]:
     views, requests = metrics.ANSWERED_VIEWS.name, metrics.REQUESTS.name
     yield Rule(
-        "reads-degraded",
+        AlertKind.READS_DEGRADED,
         Severity.WARNING,
         f'sum(rate({views}{{tier!="redis"}}[5m])) / sum(rate({views}[5m])) > {DEGRADED_SHARE}',
         "5m",
@@ -219,7 +214,7 @@ def _reads() -> Iterator[Rule]:
         "Answers are right, and slower. Redis is down, was flushed, or has not what is asked for.",
     )
     yield Rule(
-        "reads-failing",
+        AlertKind.READS_FAILING,
         Severity.CRITICAL,
         f'sum(rate({requests}{{status=~"5.."}}[5m])) / sum(rate({requests}[5m])) > {FAILED_SHARE}',
         "5m",
@@ -228,7 +223,7 @@ def _reads() -> Iterator[Rule]:
     )
     duration = f'sum by (le) (rate({metrics.REQUEST_DURATION.name}_bucket{{route=~"{ONLINE_ROUTES}"}}[5m]))'
     yield Rule(
-        "reads-slow",
+        AlertKind.READS_SLOW,
         Severity.WARNING,
         f"histogram_quantile(0.95, {duration}) > {SLOW_READ_SECONDS}",
         "10m",
@@ -236,7 +231,7 @@ def _reads() -> Iterator[Rule]:
         f"95 of 100 are answered within that; expected are {SLOW_READ_SECONDS:g} s.",
     )
     yield Rule(
-        "future-value",
+        AlertKind.FUTURE_VALUE,
         Severity.CRITICAL,
         f"increase({metrics.VIOLATIONS.name}[15m]) > 0",
         "0m",
@@ -245,7 +240,7 @@ def _reads() -> Iterator[Rule]:
     )
     used, maximum = metrics.REDIS_MEMORY_USED.name, metrics.REDIS_MEMORY_MAXIMUM.name
     yield Rule(
-        "redis-memory",
+        AlertKind.REDIS_MEMORY,
         Severity.WARNING,
         f"{used} / ({maximum} > 0) > {MEMORY_SHARE}",
         "5m",

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from featurestore_dagster.errors import ConfigurationError, StoreUnavailableError
-from featurestore_dagster.model.alert import AlertKind, AlertState
+from featurestore_dagster.model.alert import ESCALATE_AFTER, AlertKind, AlertState
 from featurestore_dagster.monitoring import alerting
 from featurestore_dagster.monitoring.problems import Found
 from featurestore_dagster.settings import Settings
@@ -131,7 +131,7 @@ def test_two_daemons_evaluate_one_after_the_other_and_send_each_message_once(dut
 
 def test_an_escalation_and_its_end_reach_more_people(fresh_database: Settings, hook: Webhook, mail: Mailbox) -> None:
     duty = duty_of(fresh_database, hook.url, mail.url)
-    duty.tick(problem(), after=AlertKind.VIEW_OVERDUE.escalate_after)
+    duty.tick(problem(), after=ESCALATE_AFTER[AlertKind.VIEW_OVERDUE])
     duty.tick(problem())
     duty.tick()
     assert hook.keys() == ["1-opened", "1-escalated", "1-resolved"]

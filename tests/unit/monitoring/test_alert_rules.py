@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from featurestore_dagster.features import CATALOGUE
+from featurestore_dagster.model.alert import AlertKind
 from featurestore_dagster.monitoring import metrics
 from featurestore_dagster.projections.alert_rules import Rule, alert_rules, rules
 from tests.unit.monitoring.conftest import Promtool
@@ -193,7 +194,7 @@ def test_every_alert_fires_in_some_case_above() -> None:
 
 @pytest.mark.parametrize("rule", {rule.kind: rule for rule in RULES}.values(), ids=lambda rule: rule.kind)
 def test_an_alert_has_a_runbook_and_asks_for_what_is_exported(rule: Rule) -> None:
-    assert (REPOSITORY / rule.runbook).is_file(), f"{rule.name} has no runbook {rule.runbook}"
+    assert (REPOSITORY / rule.kind.runbook).is_file(), f"{rule.name} has no runbook {rule.kind.runbook}"
     assert series_of(rule.expression) <= {*metrics.BY_SERIES, "up"}
 
 
@@ -203,7 +204,11 @@ def test_every_stream_has_its_own_threshold_from_its_slo() -> None:
         for view in CATALOGUE.views
         for stream in view.streams
     }
-    found = {(rule.labels["view"], rule.labels["stream"]): rule.expression for rule in RULES if rule.kind == "view-overdue" and rule.labels}
+    found = {
+        (rule.labels["view"], rule.labels["stream"]): rule.expression
+        for rule in RULES
+        if rule.kind is AlertKind.VIEW_OVERDUE and rule.labels
+    }
     assert found.keys() == promised.keys()
     assert all(found[key].endswith(promised[key]) for key in promised)
     assert any(key[0] == "daily_ohlcv_stats" and expression.endswith(f"> {PROMISED}") for key, expression in found.items())

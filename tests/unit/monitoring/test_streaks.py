@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore_dagster.model.alert import Alert, AlertEvent, AlertKind, AlertState, Problem, Silence
+from featurestore_dagster.model.alert import ESCALATE_AFTER, Alert, AlertEvent, AlertKind, AlertState, Problem, Silence
 from featurestore_dagster.monitoring.streaks import messages, plan
 
 NOON = datetime(2026, 3, 9, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
-ESCALATION_MINUTES = AlertKind.VIEW_OVERDUE.escalate_after // MINUTE
+ESCALATION_MINUTES = ESCALATE_AFTER[AlertKind.VIEW_OVERDUE] // MINUTE
 
 
 def problem(subject: str = "momentum/us", kind: AlertKind = AlertKind.VIEW_OVERDUE) -> Problem:
