@@ -1,1 +1,1 @@
-"""What is measured, and the process that answers Prometheus. Reading values belongs to `serving` and `stores`."""
+"""What is measured, the process that answers Prometheus, and alerts. Reading values belongs to `serving` and `stores`."""
