@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-BENCHMARKS = ("online", "http", "point_in_time", "universe", "indicators", "events", "path", "freshness")
+BENCHMARKS = ("online", "http", "point_in_time", "universe", "indicators", "events", "path", "freshness", "restatement")
 HEAD = """# Benchmarks
 
 What the commands printed when `make bench` last wrote this page. Machines are noisy: compare ratios, and look at the

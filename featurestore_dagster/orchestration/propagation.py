@@ -255,7 +255,7 @@ class _Tick:
     def _finish(self, request: Restatement, record: RunRecord) -> list[dg.RunRequest]:
         run = record.dagster_run
         blocked = any(self.restatements.blocked_since(name, request.requested_at) for name in request.relations)
-        if not run.is_success and not blocked and request.attempts < ATTEMPTS:
+        if run.is_failure and not blocked and request.attempts < ATTEMPTS:  # one that a person cancelled stays so
             self.restatements.attempt(request.restatement_id, request.attempts + 1)
             return [self._run(replace(request, attempts=request.attempts + 1))]
         clock = self.platform.clock

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import dagster as dg
@@ -107,8 +108,14 @@ def freshness_policy(view: FeatureView, stream: Stream) -> dg.FreshnessPolicy:
     due = [int(hour) + late for hour in hours.split("-")]
     if max(due) > LAST_HOUR:
         return dg.FreshnessPolicy.time_window(fail_window=LONGEST_CLOSURE + stream.timeframe.duration + slo, warn_window=slo)
-    return dg.FreshnessPolicy.cron(
-        deadline_cron=f"{minutes // timedelta(minutes=1)} {'-'.join(map(str, due))} {' '.join(days)}",
-        lower_bound_delta=slo if once_an_hour else max(slo, timedelta(hours=1)),
-        timezone=calendar(stream.calendar).time_zone,
+    return _deadlines(
+        f"{minutes // timedelta(minutes=1)} {'-'.join(map(str, due))} {' '.join(days)}",
+        slo if once_an_hour else max(slo, timedelta(hours=1)),
+        calendar(stream.calendar).time_zone,
     )
+
+
+@cache
+def _deadlines(cron: str, lower_bound: timedelta, time_zone: str) -> dg.FreshnessPolicy:
+    """Dagster looks at a thousand ticks of each: every run pays for it when it loads the code."""
+    return dg.FreshnessPolicy.cron(deadline_cron=cron, lower_bound_delta=lower_bound, timezone=time_zone)
