@@ -14,8 +14,8 @@ from featurestore_dagster.errors import StoreUnavailableError, UnknownNameError
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.entity import parse_entity_id
 from featurestore_dagster.model.feature_view import FeatureView
-from featurestore_dagster.model.time import Timeframe
-from featurestore_dagster.projections.data_dictionary import duration, view_facts
+from featurestore_dagster.model.time import Timeframe, duration
+from featurestore_dagster.projections.data_dictionary import view_facts
 from featurestore_dagster.settings import Settings
 
 

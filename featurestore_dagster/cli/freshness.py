@@ -12,7 +12,7 @@ from rich.text import Text
 from featurestore_dagster.cli.operate import connected
 from featurestore_dagster.cli.output import AsJson, console, print_json, print_rows, rows_table
 from featurestore_dagster.errors import StoreUnavailableError
-from featurestore_dagster.monitoring.problems import span
+from featurestore_dagster.model.time import duration
 from featurestore_dagster.settings import Settings
 
 SHOWN_BEHIND = 3
@@ -72,7 +72,7 @@ def _shown(client: Any, view: str | None) -> RenderableType:
             "newest_row": _short(state.freshness.watermark, now),
             "online": _online(online.get((state.view, state.stream)), state.freshness.watermark, now),
             "due": _short(state.freshness.due_at, now),
-            "lag": span(state.freshness.lag) if state.freshness.lag else None,
+            "lag": duration(state.freshness.lag) if state.freshness.lag else None,
         }
         for state in states
     ]

@@ -132,3 +132,10 @@ def cron_complaint(text: str) -> str | None:
             if match is None or not low <= (low if first is None else first) <= (high if last is None else last) <= high:
                 return f"{text!r} is not a cron expression: {name} {part!r} is not within {low}-{high}"
     return None
+
+
+def duration(span: timedelta) -> str:
+    """A duration in its natural units, to the minute, such as `30 d` or `1 h 30 min`."""
+    minutes = span // timedelta(minutes=1)
+    parts = ((minutes // 1440, "d"), (minutes % 1440 // 60, "h"), (minutes % 60, "min"))
+    return " ".join(f"{count} {unit}" for count, unit in parts if count) or "under a minute"

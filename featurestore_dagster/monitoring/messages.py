@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from featurestore_dagster.model.alert import RUNBOOKS, Alert, AlertEvent, AlertKind, Message
-from featurestore_dagster.monitoring.problems import instant, span
+from featurestore_dagster.model.time import duration
+from featurestore_dagster.monitoring.problems import instant
 from featurestore_dagster.settings import Settings
 
 MOST_LISTED = 10
@@ -59,7 +60,7 @@ def _told(alert: Alert, links: Links) -> str:
     problem = alert.problem
     lines = [problem.summary, f"likely cause: {problem.cause}"]
     if alert.escalated_at is not None:
-        lines.append(f"nobody ended it in {span(alert.escalated_at - (alert.announced_at or alert.opened_at))}: escalated")
+        lines.append(f"nobody ended it in {duration(alert.escalated_at - (alert.announced_at or alert.opened_at))}: escalated")
     for name, value in problem.facts.items():
         if isinstance(value, list):
             lines += [f"{name}:", *(f"- {item}" for item in value)] if value else []
@@ -71,6 +72,4 @@ def _told(alert: Alert, links: Links) -> str:
 
 
 def _resolved(alert: Alert, now: datetime) -> str:
-    return (
-        f"{alert.problem.subject} is well again at {instant(now)}, after {span(now - alert.problem.since)}; it was: {alert.problem.summary}"
-    )
+    return f"{alert.problem.subject} is well again at {instant(now)}, after {duration(now - alert.problem.since)}; it was: {alert.problem.summary}"

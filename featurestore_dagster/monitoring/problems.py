@@ -6,7 +6,7 @@ Reads the stores and changes nothing. Whether anybody is told belongs to `monito
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import polars as pl
 
@@ -16,6 +16,7 @@ from featurestore_dagster.model.alert import AlertKind, Problem
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
+from featurestore_dagster.model.time import duration
 from featurestore_dagster.projections.relation import dataset_relation, stream_relation
 from featurestore_dagster.serving.slo_state import StreamState, stream_state
 from featurestore_dagster.stores.postgres import Block, Ledger, PostgresStore
@@ -136,25 +137,17 @@ def instant(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M}Z"
 
 
-def span(duration: timedelta) -> str:
-    """A duration for people, to the minute."""
-    minutes = duration // timedelta(minutes=1)
-    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
-    parts = [f"{count} {unit}" for count, unit in ((days, "d"), (hours, "h"), (minutes, "min")) if count]
-    return " ".join(parts) or "under a minute"
-
-
 def _subject(view: str, stream: str) -> str:
     return f"{view}/{stream}"
 
 
 def _overdue(state: StreamState, cause: str, page: str | None) -> Problem:
     found, subject = state.freshness, _subject(state.view, state.stream)
-    lag = f"lag {span(found.lag)}" if found.lag is not None else "never published"
+    lag = f"lag {duration(found.lag)}" if found.lag is not None else "never published"
     facts = {
         "state": found.state.value,
         "due": instant(found.due_at),
-        "lag": "never published" if found.lag is None else span(found.lag),
+        "lag": "never published" if found.lag is None else duration(found.lag),
         "newest value": instant(found.watermark) if found.watermark else "none",
         "worst": list(state.worst),
     }

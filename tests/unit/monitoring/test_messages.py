@@ -4,8 +4,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from featurestore_dagster.model.alert import Alert, AlertEvent, AlertKind, AlertState, Message, Problem
+from featurestore_dagster.model.time import duration
 from featurestore_dagster.monitoring.messages import Links, body, title
-from featurestore_dagster.monitoring.problems import span
 from featurestore_dagster.settings import Settings
 
 DUE = datetime(2018, 12, 31, 23, tzinfo=UTC)
@@ -65,7 +65,7 @@ def test_without_configured_links_the_ui_and_the_repository_are_named() -> None:
 
 
 def test_durations_are_told_to_the_minute() -> None:
-    assert [span(timedelta(seconds=s)) for s in (0, 59, 60, 3600, 90_060)] == [
+    assert [duration(timedelta(seconds=s)) for s in (0, 59, 60, 3600, 90_060)] == [
         "under a minute",
         "under a minute",
         "1 min",

@@ -9,8 +9,9 @@ import featurestore_dagster.pipeline
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.checks import CHECK_MEANINGS
 from featurestore_dagster.model.flags import QualityFlag
+from featurestore_dagster.model.time import duration
 from featurestore_dagster.projections import pandera_schema
-from featurestore_dagster.projections.data_dictionary import data_dictionary, duration, references
+from featurestore_dagster.projections.data_dictionary import data_dictionary, references
 from featurestore_dagster.projections.data_dictionary_page import data_dictionary_page
 
 TEXT, PAGE = data_dictionary(CATALOGUE), data_dictionary_page(CATALOGUE)
