@@ -72,4 +72,5 @@ def _told(alert: Alert, links: Links) -> str:
 
 
 def _resolved(alert: Alert, now: datetime) -> str:
-    return f"{alert.problem.subject} is well again at {instant(now)}, after {duration(now - alert.problem.since)}; it was: {alert.problem.summary}"
+    problem = alert.problem
+    return f"{problem.subject} is well again at {instant(now)}, after {duration(now - problem.since)}; it was: {problem.summary}"
