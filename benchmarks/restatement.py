@@ -54,6 +54,7 @@ from featurestore_dagster.model.time import FrozenClock
 from featurestore_dagster.orchestration.assets.online import build_online_asset
 from featurestore_dagster.orchestration.assets.raw import build_raw_asset
 from featurestore_dagster.orchestration.assets.views import build_stream_asset
+from featurestore_dagster.orchestration.drift import drift_checks
 from featurestore_dagster.orchestration.jobs import build_path_job, paths
 from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.orchestration.propagation import build_propagation_sensor
@@ -385,6 +386,7 @@ def _definitions(platform: SimulatedPlatform, view: FeatureView, stream: Stream)
             build_stream_asset(catalogue, view, stream, platform.clock),
             build_online_asset(view),
         ],
+        asset_checks=drift_checks(catalogue),
         jobs=[build_path_job(catalogue, path)],
         resources={"platform": platform},
     )

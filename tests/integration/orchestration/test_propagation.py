@@ -29,6 +29,7 @@ from featurestore_dagster.orchestration import asset_keys, propagation
 from featurestore_dagster.orchestration.assets.online import build_online_asset
 from featurestore_dagster.orchestration.assets.raw import build_raw_asset
 from featurestore_dagster.orchestration.assets.views import build_stream_asset
+from featurestore_dagster.orchestration.drift import drift_checks
 from featurestore_dagster.orchestration.jobs import build_path_job, paths
 from featurestore_dagster.orchestration.launched_runs import PROCESS_TAG
 from featurestore_dagster.orchestration.platform import Platform
@@ -94,6 +95,7 @@ class Daemon:
                 *(build_stream_asset(catalogue, view, view.streams[0], deployment.clock) for view in catalogue.views),
                 *(build_online_asset(view) for view in catalogue.views),
             ],
+            asset_checks=drift_checks(catalogue),
             jobs=list(jobs.values()),
             sensors=[self.sensor],
             resources={"platform": self.platform},
