@@ -176,7 +176,7 @@ def test_everything_follows_from_indicator_and_view(copy: Path, fresh_database: 
 
     asset = derived["assets"]["trend_features"]
     assert asset["group"] == "indicators"
-    assert asset["checks"] == ["audit", "data_freshness"]
+    assert asset["checks"] == ["audit", "data_freshness", "drift"]
     assert asset["partitions"] > 5000
     assert asset["fresh"]
     assert {"sma_distance_50", "sma_distance_200", "adx_14"} <= set(asset["columns"])
