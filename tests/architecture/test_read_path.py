@@ -22,7 +22,7 @@ sys.exit(", ".join(sorted({"feast", "pandas", "dagster", "pandera", "exchange_ca
 """
 
 
-def test_reads_of_every_kind_import_no_feast_and_no_pandas(fresh_database: Settings) -> None:
+def test_t17_reads_of_every_kind_import_no_feast_and_no_pandas(fresh_database: Settings) -> None:
     settings = fresh_database.model_copy(update={"clock": "2018-12-31T22:00:00Z", "services": "external"})
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", READS], capture_output=True, text=True, env=settings.child_environment(), check=False
