@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from itertools import accumulate, groupby, pairwise
 
 import dagster as dg
 import polars as pl
@@ -45,7 +46,7 @@ WATCH_SECONDS = 4.0
 """Of the five seconds between two looks of the daemon, a tick with nothing to do waits so many for something."""
 
 LONGEST_SESSIONS = 1_000
-"""A request for more sessions than this is a backfill: it waits for a person who has seen its preview."""
+"""A request for more stale sessions than this is a backfill: it waits for a person who has seen its preview."""
 
 ATTEMPTS = 3
 RESTATEMENT_TAG = "restatement"
@@ -59,7 +60,7 @@ PROPAGATION_PRIORITY = "5"
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive sessions, and the streams that need all of them."""
+    """Stale sessions, ascending, and the streams that one run computes from the first to the last of them."""
 
     partitions: tuple[str, ...]
     streams: tuple[tuple[FeatureView, Stream], ...]
@@ -68,38 +69,52 @@ class Block:
 def blocks(stale: Iterable[StaleStream]) -> list[Block]:
     """One block for each set of streams that are stale in the same consecutive sessions, the first sessions first.
 
-    A view that joins others is computed in the run that computes them, over the sessions of both: a run of its own could come too early.
+    A view that joins others is computed in the run that computes them, where sessions of both overlap or adjoin: a run of its own could
+    come too early.
+
+    Args:
+        stale: Streams of one calendar.
     """
+    parts = list(stale)
+    if not parts:
+        return []
+    first, last = min(part.partitions[0] for part in parts), max(part.partitions[-1] for part in parts)
+    sessions = calendar(parts[0].stream.calendar).sessions(date.fromisoformat(first), date.fromisoformat(last))["session"]
+    position = {day.isoformat(): number for number, day in enumerate(sessions)}
     streams: dict[tuple[str, ...], list[tuple[FeatureView, Stream]]] = {}
-    for part in stale:
-        for sessions in _consecutive(part):
-            streams.setdefault(sessions, []).append((part.view, part.stream))
-    for joined in {view.label: view for found in streams.values() for view, _ in found if view.members}.values():
+    for part in parts:
+        for together in _consecutive(part.partitions, position):
+            streams.setdefault(together, []).append((part.view, part.stream))
+    found = [Block(together, tuple(pairs)) for together, pairs in sorted(streams.items())]
+    for joined in {part.view.label: part.view for part in parts if part.view.members}.values():
         family = {joined.label, *(member.label for member in joined.members)}
-        together = [sessions for sessions, found in streams.items() if any(view.label in family for view, _ in found)]
-        if len(together) > 1:
-            calendar_name = streams[together[0]][0][1].calendar
-            span = min(sessions[0] for sessions in together), max(sessions[-1] for sessions in together)
-            merged = {stream_relation(*pair).name: pair for sessions in together for pair in streams.pop(sessions)}
-            streams.setdefault(_sessions(calendar_name, *span), []).extend(merged.values())
-    return [Block(sessions, tuple(found)) for sessions, found in sorted(streams.items())]
+        mine, others = list[Block](), list[Block]()
+        for block in found:
+            (mine if any(view.label in family for view, _ in block.streams) else others).append(block)
+        apart = [at for at, gap in _gaps(mine, position).items() if gap > 1]
+        found = sorted([*others, *_merged(mine, apart)], key=lambda block: block.partitions)
+    return _merged(found, [at for at in range(1, len(found)) if found[at].partitions != found[at - 1].partitions])
 
 
-def _consecutive(stale: StaleStream) -> list[tuple[str, ...]]:
-    wanted, found = set(stale.partitions), list[list[str]]()
-    for key in _sessions(stale.stream.calendar, stale.partitions[0], stale.partitions[-1]):
-        if key not in wanted:
-            continue
-        if found and _sessions(stale.stream.calendar, found[-1][-1], key)[1:] == (key,):
-            found[-1].append(key)
-        else:
-            found.append([key])
-    return [tuple(keys) for keys in found]
+def _consecutive(partitions: Sequence[str], position: Mapping[str, int]) -> list[tuple[str, ...]]:
+    numbered = enumerate(key for key in partitions if key in position)
+    return [tuple(key for _, key in run) for _, run in groupby(numbered, lambda pair: position[pair[1]] - pair[0])]
 
 
-def _sessions(calendar_name: str, first: str, last: str) -> tuple[str, ...]:
-    market = calendar(calendar_name)
-    return tuple(day.isoformat() for day in market.sessions(date.fromisoformat(first), date.fromisoformat(last))["session"])
+def _gaps(ordered: Sequence[Block], position: Mapping[str, int]) -> dict[int, int]:
+    """By index of each block but the first: sessions from the last of all before it to its first; 1 when they adjoin."""
+    reached = accumulate((position[block.partitions[-1]] for block in ordered), max)
+    return {at: position[block.partitions[0]] - before for at, (block, before) in enumerate(zip(ordered[1:], reached, strict=False), 1)}
+
+
+def _merged(ordered: Sequence[Block], cuts: Iterable[int]) -> list[Block]:
+    """Blocks between two cuts become one."""
+    merged = []
+    for start, end in pairwise(sorted({0, *cuts, len(ordered)})):
+        partitions = {key for block in ordered[start:end] for key in block.partitions}
+        streams = {stream_relation(*pair).name: pair for block in ordered[start:end] for pair in block.streams}
+        merged.append(Block(tuple(sorted(partitions)), tuple(streams.values())))
+    return merged
 
 
 def build_propagation_sensor(

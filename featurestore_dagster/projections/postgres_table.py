@@ -266,7 +266,7 @@ OPS_TABLES = (
         PostgresColumn("relations", "ARRAY", comment="streams of views to compute"),
         PostgresColumn("first_partition", "text"),
         PostgresColumn("last_partition", "text"),
-        PostgresColumn("partitions", "bigint", comment="sessions from the first to the last"),
+        PostgresColumn("partitions", "bigint", comment="stale sessions from the first to the last"),
         PostgresColumn("causes", "jsonb", comment="by relation what changed: rows, first and last event time"),
         PostgresColumn("last_publication_id", "bigint", comment="what the ledger held up to here is accounted for"),
         PostgresColumn("attempts", "bigint", comment="runs asked for"),

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from featurestore_dagster.calendars import calendar
+from featurestore_dagster.calendars import MarketCalendar, calendar
 from featurestore_dagster.features.equity_views import DAILY_OHLCV_STATS, MOMENTUM_FEATURES, TA_GRID_1D
 from featurestore_dagster.features.training_views import COMPREHENSIVE_FEATURES_VIEW
 from featurestore_dagster.model.feature_view import FeatureView
+from featurestore_dagster.orchestration import propagation
 from featurestore_dagster.orchestration.propagation import blocks, missed_sessions
 from featurestore_dagster.pipeline.staleness import StaleStream
 from tests.unit.pipeline.frames import keys_between
@@ -88,3 +89,24 @@ def test_a_view_that_joins_others_runs_with_them() -> None:
         (MONTH[0], MONTH[1], {"ta_grid_1d"}),
         (MONTH[3], MONTH[8], {"comprehensive_features_view", "momentum_features"}),
     ]
+
+
+def test_a_view_that_joins_others_runs_apart_from_them_where_sessions_are_apart() -> None:
+    years = keys_between("2009-01-02", "2018-12-31")
+    stale_parts = [stale(view, [years[0], years[-1]]) for view in (COMPREHENSIVE_FEATURES_VIEW, MOMENTUM_FEATURES)]
+    both = {"comprehensive_features_view", "momentum_features"}
+    assert described(stale_parts) == [(years[0], years[0], both), (years[-1], years[-1], both)]
+    adjoining = [stale(COMPREHENSIVE_FEATURES_VIEW, MONTH[4:6]), stale(MOMENTUM_FEATURES, [*MONTH[6:8], *MONTH[10:]])]
+    assert described(adjoining) == [(MONTH[4], MONTH[7], both), (MONTH[10], MONTH[-1], {"momentum_features"})]
+
+
+def test_the_calendar_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def counted(name: str) -> MarketCalendar:
+        asked.append(name)
+        return calendar(name)
+
+    monkeypatch.setattr(propagation, "calendar", counted)
+    assert len(blocks([stale(MOMENTUM_FEATURES, MONTH[::3]), stale(TA_GRID_1D, MONTH)])) == len(MONTH[::3]) + 1
+    assert asked == ["XNYS"]
