@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from heapq import nlargest
 from itertools import accumulate, groupby, pairwise
 
 import dagster as dg
@@ -48,6 +49,9 @@ WATCH_SECONDS = 4.0
 LONGEST_SESSIONS = 1_000
 """A request for more stale sessions than this is a backfill: it waits for a person who has seen its preview."""
 
+MOST_BLOCKS = 10
+"""Of a path's requests per look; beyond, those closest to each other share a range: a run skips what is current."""
+
 ATTEMPTS = 3
 RESTATEMENT_TAG = "restatement"
 CATCH_UP_TAG = "catch_up"
@@ -70,7 +74,7 @@ def blocks(stale: Iterable[StaleStream]) -> list[Block]:
     """One block for each set of streams that are stale in the same consecutive sessions, the first sessions first.
 
     A view that joins others is computed in the run that computes them, where sessions of both overlap or adjoin: a run of its own could
-    come too early.
+    come too early. More than `MOST_BLOCKS` are joined where the fewest sessions lie between them.
 
     Args:
         stale: Streams of one calendar.
@@ -93,7 +97,9 @@ def blocks(stale: Iterable[StaleStream]) -> list[Block]:
             (mine if any(view.label in family for view, _ in block.streams) else others).append(block)
         apart = [at for at, gap in _gaps(mine, position).items() if gap > 1]
         found = sorted([*others, *_merged(mine, apart)], key=lambda block: block.partitions)
-    return _merged(found, [at for at in range(1, len(found)) if found[at].partitions != found[at - 1].partitions])
+    found = _merged(found, [at for at in range(1, len(found)) if found[at].partitions != found[at - 1].partitions])
+    gaps = _gaps(found, position)
+    return _merged(found, nlargest(MOST_BLOCKS - 1, gaps, key=gaps.__getitem__))
 
 
 def _consecutive(partitions: Sequence[str], position: Mapping[str, int]) -> list[tuple[str, ...]]:

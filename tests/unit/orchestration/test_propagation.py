@@ -11,7 +11,7 @@ from featurestore_dagster.features.equity_views import DAILY_OHLCV_STATS, MOMENT
 from featurestore_dagster.features.training_views import COMPREHENSIVE_FEATURES_VIEW
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.orchestration import propagation
-from featurestore_dagster.orchestration.propagation import blocks, missed_sessions
+from featurestore_dagster.orchestration.propagation import MOST_BLOCKS, blocks, missed_sessions
 from featurestore_dagster.pipeline.staleness import StaleStream
 from tests.unit.pipeline.frames import keys_between
 
@@ -108,5 +108,15 @@ def test_the_calendar_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return calendar(name)
 
     monkeypatch.setattr(propagation, "calendar", counted)
-    assert len(blocks([stale(MOMENTUM_FEATURES, MONTH[::3]), stale(TA_GRID_1D, MONTH)])) == len(MONTH[::3]) + 1
+    assert len(blocks([stale(MOMENTUM_FEATURES, MONTH[::3]), stale(TA_GRID_1D, MONTH)])) == len(MONTH[::3]) + 1 <= MOST_BLOCKS
     assert asked == ["XNYS"]
+
+
+def test_alternating_sessions_are_few_runs_of_stale_sessions_only() -> None:
+    year = keys_between("2017-01-03", "2017-12-29")
+    holes = [*year[:100:2], *year[150::2]]
+    found = blocks([stale(MOMENTUM_FEATURES, holes), stale(TA_GRID_1D, year[:1])])
+    assert len(found) == MOST_BLOCKS
+    assert [key for block in found for key in block.partitions] == holes, "gaps count for no request's length"
+    assert not any(block.partitions[0] <= year[125] <= block.partitions[-1] for block in found), "the widest gap is kept"
+    assert [{view.name for view, _ in block.streams} for block in found].count({"momentum_features"}) >= MOST_BLOCKS - 1
