@@ -275,7 +275,10 @@ class _Tick:
 
     def _finish(self, request: Restatement, record: RunRecord) -> list[dg.RunRequest]:
         run = record.dagster_run
-        blocked = any(self.restatements.blocked_since(name, request.requested_at) for name in request.relations)
+        # Dagster replaces a worker that died by a run of the same tags, if it launched the run itself.
+        if run.is_complete_and_waiting_to_retry and run.remote_job_origin is not None:
+            return []
+        blocked = bool(self.platform.pipeline.ledger.blocking_runs([run.run_id]))
         if run.is_failure and not blocked and request.attempts < ATTEMPTS:  # one that a person cancelled stays so
             self.restatements.attempt(request.restatement_id, request.attempts + 1)
             return [self._run(replace(request, attempts=request.attempts + 1))]

@@ -101,11 +101,11 @@ class Restatements:
         return read_frame(self.settings, query, {"ids": list(batch_ids)}, schema)
 
     def blocked_since(self, relation: str, instant: datetime) -> set[str]:
-        """Partitions of a relation whose last audit failed, at this instant or later."""
+        """Partitions of a relation whose last audit failed, later than this instant."""
         with connect(self.settings) as connection:
             rows = connection.execute(
                 "select partition_key from (select distinct on (partition_key) partition_key, outcome, logged_at from ops.quality_log"
-                " where relation = %s order by partition_key, quality_log_id desc) last where outcome = 'blocked' and logged_at >= %s",
+                " where relation = %s order by partition_key, quality_log_id desc) last where outcome = 'blocked' and logged_at > %s",
                 [relation, instant],
             ).fetchall()
         return {key for (key,) in rows}

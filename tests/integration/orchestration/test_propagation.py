@@ -18,7 +18,8 @@ from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.events import DagsterEvent
 from dagster._core.events.log import EventLogEntry
 from dagster._core.execution.api import execute_run
-from dagster._core.storage.tags import PARTITION_NAME_TAG
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, PARTITION_NAME_TAG, WILL_RETRY_TAG
 
 from featurestore_dagster.features.equity_views import DAILY_OHLCV_STATS, MOMENTUM_FEATURES
 from featurestore_dagster.features.raw_tables import US_EQUITY_CORPORATE_ACTIONS
@@ -298,6 +299,49 @@ def test_a_run_that_died_is_asked_for_again_three_times(daemon: Daemon, instance
     assert requests == []
     (restatement,) = daemon.restatements.requests()
     assert (restatement.status, restatement.attempts) == ("failed", 3)
+
+
+def test_a_worker_that_dagster_replaces_is_not_asked_for_as_well(daemon: Daemon, instance: dg.DagsterInstance) -> None:
+    correct(daemon, CORRECTED)
+    (request,) = daemon.tick()
+    job = daemon.definitions.resolve_job_def("xnys_path")
+    location = RegisteredCodeLocationOrigin("featurestore_dagster")
+    origin = RemoteJobOrigin(RemoteRepositoryOrigin(location, "__repository__"), "xnys_path")
+    killed = instance.create_run_for_job(job, tags=request.tags, remote_job_origin=origin)
+    instance.report_run_failed(killed)
+    instance.add_run_tags(killed.run_id, {WILL_RETRY_TAG: "true"})
+    assert daemon.tick() == []
+    child = instance.create_run_for_job(job, tags=request.tags, remote_job_origin=origin)
+    instance.add_run_tags(killed.run_id, {AUTO_RETRY_RUN_ID_TAG: child.run_id})
+    assert daemon.tick() == []
+    instance.report_run_failed(child)
+    (again,) = daemon.tick()
+    assert again.run_key != request.run_key
+
+
+def test_a_block_under_a_clock_that_stands_still_ends_with_the_correction(daemon: Daemon, instance: dg.DagsterInstance) -> None:
+    def block(run_id: str) -> None:
+        daemon.deployment.query(
+            "insert into ops.quality_log (relation, partition_key, outcome, checks, flags, run_id, logged_at)"
+            " values (%s, %s, 'blocked', '[]', '{}', %s, %s) returning 1",
+            "features.momentum_features.us_equity_1d", WEEKS[-1], run_id, daemon.deployment.clock.now(),
+        )  # fmt: skip
+
+    daemon.deployment.clock.advance(minutes=1)
+    block("an earlier run")
+    daemon.deployment.deliver(bars(WEEKS, **label(WEEKS[-1])))
+    daemon.deployment.ingest(WEEKS[-1])
+    (request,) = daemon.tick()
+    assert asset_keys.stream(VIEWS[1], VIEWS[1].streams[0]) in (request.asset_selection or ())
+    job = daemon.definitions.resolve_job_def("xnys_path")
+    instance.report_run_failed(instance.create_run_for_job(job, tags=request.tags))
+    (again,) = daemon.tick()
+    refused = instance.create_run_for_job(job, tags=again.tags)
+    block(refused.run_id)
+    instance.report_run_failed(refused)
+    assert daemon.tick() == [], "its own audit refused a partition, and would again"
+    (restatement,) = daemon.restatements.requests()
+    assert (restatement.status, restatement.attempts) == ("failed", 2)
 
 
 def test_a_replayed_row_reaches_its_dependents(daemon: Daemon) -> None:
