@@ -53,6 +53,9 @@ MOST_BLOCKS = 10
 """Of a path's requests per look; beyond, those closest to each other share a range: a run skips what is current."""
 
 ATTEMPTS = 3
+PROPAGATION_TAG = "propagation"
+"""On every run of this sensor; `dagster.yaml` lets one of them run at a time, so that live bars always find a slot."""
+
 RESTATEMENT_TAG = "restatement"
 CATCH_UP_TAG = "catch_up"
 CATCH_UP_DAYS = 45
@@ -253,6 +256,7 @@ class _Tick:
             asset_check_keys=[dg.AssetCheckKey(key, asset_keys.AUDIT) for key in streams],
             partition_key=request.first_partition if request.partitions == 1 else None,
             tags={
+                PROPAGATION_TAG: "true",
                 RESTATEMENT_TAG: str(request.restatement_id),
                 PRIORITY_TAG: PROPAGATION_PRIORITY,
                 **_range_tags(request.first_partition, request.last_partition),
@@ -315,7 +319,7 @@ class _Tick:
                     run_key=f"catch_up:{path.name}:{first}:{last}:{now:%Y-%m-%dT%H}",
                     job_name=path.name,
                     partition_key=first if first == last else None,
-                    tags={CATCH_UP_TAG: path.name, PRIORITY_TAG: PROPAGATION_PRIORITY, **_range_tags(first, last)},
+                    tags={PROPAGATION_TAG: "true", CATCH_UP_TAG: path.name, PRIORITY_TAG: PROPAGATION_PRIORITY, **_range_tags(first, last)},
                 )
             )
         return requests

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from featurestore_dagster.monitoring.metrics import Job
+from featurestore_dagster.orchestration.propagation import PROPAGATION_TAG
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.sources import provider_settings
 from featurestore_dagster.stores.embedded import redis_server
@@ -136,13 +137,15 @@ def test_the_workspace_names_variables_that_children_get() -> None:
     assert {server["host"]["env"], server["port"]["env"]} <= set(Settings.variables())
 
 
-def test_the_instance_has_no_telemetry_and_a_slot_for_live_runs_beside_a_backfill() -> None:
+def test_the_instance_has_no_telemetry_and_a_slot_for_live_runs_beside_a_backfill_and_a_correction() -> None:
     instance = yaml.safe_load((PROJECT / "dagster.yaml").read_text())
     storages = [instance[f"{kind}_storage"]["config"]["postgres_url"] for kind in ("run", "schedule", "event_log")]
     assert storages == [{"env": "DAGSTER_PG_URL"}] * 3
     assert instance["telemetry"] == {"enabled": False}
-    assert instance["concurrency"]["pools"]["default_limit"] == 2
-    assert {"key": "dagster/backfill", "limit": 1} in instance["concurrency"]["runs"]["tag_concurrency_limits"]
+    alone = {"dagster/backfill", PROPAGATION_TAG}
+    assert {limit["key"]: limit["limit"] for limit in instance["concurrency"]["runs"]["tag_concurrency_limits"]} == dict.fromkeys(alone, 1)
+    assert len(alone) < instance["concurrency"]["pools"]["default_limit"] < instance["concurrency"]["runs"]["max_concurrent_runs"]
+    assert instance["sensors"] == {"use_threads": True, "num_workers": 4}
     assert instance["run_monitoring"]["enabled"]
     assert instance["freshness"]["enabled"]
     assert (instance["run_retries"]["max_retries"], instance["run_retries"]["retry_on_asset_or_op_failure"]) == (1, False)
