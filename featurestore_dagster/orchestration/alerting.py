@@ -123,7 +123,8 @@ def _failures_since_success(records: Iterable[dg.RunRecord]) -> Iterator[dg.RunR
             continue
         if run.status is dg.DagsterRunStatus.SUCCESS:
             return
-        if run.tags.get(WILL_RETRY_TAG) != "true":
+        # Dagster tags every run, and retries only those that it launched.
+        if run.tags.get(WILL_RETRY_TAG) != "true" or run.remote_job_origin is None:
             yield record
 
 
