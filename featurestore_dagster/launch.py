@@ -20,7 +20,7 @@ from dagster._core.execution.api import execute_run_iterator
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PARTITION_NAME_TAG
 
 from featurestore_dagster.orchestration import asset_keys
-from featurestore_dagster.orchestration.launched_runs import PROCESS_TAG, end_abandoned, process_identity
+from featurestore_dagster.orchestration.launched_runs import BACKFILL_TAG, PROCESS_TAG, end_abandoned, process_identity
 
 STEP_EVENTS = {
     dg.DagsterEventType.STEP_START: "started",
@@ -33,8 +33,6 @@ STEP_EVENTS = {
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 """Each event of ten years of partitions on the console would cost more than the work."""
 
-
-BACKFILL_TAG = "featurestore/backfill"
 BACKFILL_NICENESS = 10
 """A backfill leaves the processor to whoever serves live bars."""
 

@@ -15,11 +15,12 @@ RUNBOOKS = "docs/how-to/alerts"
 
 
 class AlertKind(StrEnum):
-    """What an alert is about; the value names its runbook. The first four are told by the alert sensor, the others by Prometheus only."""
+    """What an alert is about; the value names its runbook. The first five are told by the alert sensor, the others by Prometheus only."""
 
     VIEW_OVERDUE = "view-overdue"
     PARTITION_BLOCKED = "partition-blocked"
     RUN_FAILED = "run-failed"
+    RESTATEMENT_UNFINISHED = "restatement-unfinished"
     MESSAGE_UNDELIVERED = "message-undelivered"
 
     DAEMON_SILENT = "daemon-silent"
@@ -47,6 +48,7 @@ ESCALATE_AFTER = {
     AlertKind.VIEW_OVERDUE: timedelta(hours=1),
     AlertKind.PARTITION_BLOCKED: timedelta(hours=4),
     AlertKind.RUN_FAILED: timedelta(hours=4),
+    AlertKind.RESTATEMENT_UNFINISHED: timedelta(hours=4),
     AlertKind.MESSAGE_UNDELIVERED: timedelta(hours=4),
 }
 """Age at which a streak that nobody ended is told again, to more people; of the kinds that the alert sensor tells."""

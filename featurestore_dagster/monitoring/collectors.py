@@ -97,8 +97,8 @@ class Collectors:
         yield scalar(metrics.DUE, {key: state.due_at.timestamp() for key, state in found.items()})
 
     def slo(self) -> Iterable[Family]:
-        """Attainment, objective and error budget of this month."""
-        months = slo_months(self.catalogue, SloStore(self._postgres), self.settings.make_clock().now())
+        """Attainment, objective and error budget of this month, of the streams that the daemon has begun to count."""
+        months = slo_months(self.catalogue, SloStore(self._postgres), self.settings.make_clock().now(), begun_only=True)
         found = {(month.view, month.stream): month for month in months if month.stream is not None}
         attained = {key: month.attainment for key, month in found.items() if month.attainment is not None}
         yield scalar(metrics.SLO_ATTAINMENT, attained)

@@ -45,24 +45,28 @@ class Worker:
         self._collect = collect
         self._asked: queue.SimpleQueue[Future[list[Family]]] = queue.SimpleQueue()
         self._under_way: Future[list[Family]] | None = None
+        self._is_late = False
         self._complaint = ""
         threading.Thread(target=self._work, name=f"collector-{name}", daemon=True).start()
 
     def ask(self) -> "Future[list[Family]]":
-        """What is under way, also when it was asked for by a scrape that did not wait; else something new."""
-        if self._under_way is None:
-            self._under_way = Future()
+        """Something new; while the answer to an earlier scrape is under way, that one, which `take` then discards."""
+        if self._under_way is None or self._under_way.done():
+            self._under_way, self._is_late = Future(), False
             self._asked.put(self._under_way)
         return self._under_way
 
     def take(self, answer: "Future[list[Family]]") -> list[Family] | None:
-        """The samples, or None while there are none. What was taken is not given again."""
+        """The samples, or None while there are none that this scrape asked for. What was taken is not given again."""
         if not answer.done():
+            self._is_late = True
             self._complain("no answer in time")
             return None
         self._under_way = None
         if error := answer.exception():
             self._complain(f"{type(error).__name__}: {error}", None if isinstance(error, FeatureStoreError) else error)
+            return None
+        if self._is_late:
             return None
         if self._complaint:
             logger.info("collector %s answers again", self._name)

@@ -15,6 +15,7 @@ TITLES = {
     AlertKind.VIEW_OVERDUE: "{group} is overdue",
     AlertKind.PARTITION_BLOCKED: "{group} has blocked partitions",
     AlertKind.RUN_FAILED: "{group} fails",
+    AlertKind.RESTATEMENT_UNFINISHED: "{group} has restatements that failed or wait",
     AlertKind.MESSAGE_UNDELIVERED: "{group} takes no messages",
 }
 

@@ -1,4 +1,4 @@
-"""What is wrong now: overdue streams, blocked partitions, failing jobs and undelivered messages, each with its likely cause.
+"""What is wrong now: overdue streams, blocked partitions, failing jobs, open restatements, undelivered messages; each with its cause.
 
 Reads the stores and changes nothing. Whether anybody is told belongs to `monitoring.streaks`; what Dagster knows of its runs comes as
 `Evidence`, since only `orchestration` asks Dagster.
@@ -21,6 +21,7 @@ from featurestore_dagster.projections.relation import dataset_relation, stream_r
 from featurestore_dagster.serving.slo_state import StreamState, stream_state
 from featurestore_dagster.stores.postgres import Block, Ledger, PostgresStore
 from featurestore_dagster.stores.postgres.alerts import Delivery
+from featurestore_dagster.stores.postgres.restatements import WAITING, Restatement, unfinished
 
 NEWEST = 2**63 - 1
 SHOWN_CHECKS = 5
@@ -30,7 +31,7 @@ SHOWN_CHECKS = 5
 class JobHistory:
     """Runs of one job, as far as they matter: the newest start, and the failures since its last success.
 
-    Runs that a blocked partition failed are not counted: the partition has an alert of its own.
+    Runs that a blocked partition failed, or that a restatement asked for, are not counted: those have alerts of their own.
     """
 
     job: str
@@ -84,6 +85,7 @@ def find_problems(catalogue: Catalogue, store: PostgresStore, ledger: Ledger, ev
                 problems.append(_overdue(state, cause, evidence.page_of.get(stream_relation(view, stream).name)))
     problems += [_blocked(block, evidence.page_of.get(block.relation)) for block in blocks]
     problems += [_failing(history, history.failing_since) for history in evidence.jobs.values() if history.failing_since is not None]
+    problems += [_unfinished(request) for request in unfinished(ledger.settings)]
     return Found(tuple(problems), frozenset(undetermined))
 
 
@@ -186,4 +188,23 @@ def _failing(history: JobHistory, since: datetime) -> Problem:
         f"step {history.failed_step}: {history.error}" if history.failed_step else history.error or "Dagster recorded no error",
         f"/runs/{history.failed_run}",
         {"run": history.failed_run},
+    )
+
+
+def _unfinished(request: Restatement) -> Problem:
+    subject, waits = f"restatement {request.restatement_id}", request.status == WAITING
+    sessions = f"{request.partitions} sessions, {request.first_partition} to {request.last_partition}"
+    return Problem(
+        AlertKind.RESTATEMENT_UNFINISHED,
+        request.job,
+        subject,
+        request.requested_at if waits else request.finished_at or request.requested_at,
+        f"{subject} of {request.job} {'waits for a person' if waits else 'failed'}: {sessions}",
+        "it is too long to be started unasked" if waits else "a partition is blocked, its runs died, or somebody cancelled it",
+        f"/runs/{request.run_id}" if request.run_id else None,
+        {
+            "streams": request.relations,
+            "changed": sorted(request.causes),
+            "to do": f"featurestore restatements apply {request.restatement_id}",
+        },
     )

@@ -1,10 +1,12 @@
 """The sensor of alerts: asks Dagster what its runs did, evaluates, and empties the outbox. The rules belong to `monitoring`."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 
 import dagster as dg
+from dagster._core.storage.tags import BACKFILL_ID_TAG, WILL_RETRY_TAG
 
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.time import SystemClock
@@ -12,7 +14,9 @@ from featurestore_dagster.monitoring import alerting
 from featurestore_dagster.monitoring.problems import Evidence, Found, JobHistory, find_problems
 from featurestore_dagster.orchestration import asset_keys
 from featurestore_dagster.orchestration.jobs import paths
+from featurestore_dagster.orchestration.launched_runs import BACKFILL_TAG
 from featurestore_dagster.orchestration.platform import Platform
+from featurestore_dagster.orchestration.propagation import CATCH_UP_TAG, RESTATEMENT_TAG
 from featurestore_dagster.projections.relation import dataset_relation, stream_relation
 from featurestore_dagster.stores.postgres import AlertStore, Ledger
 
@@ -24,9 +28,14 @@ LOOK_BACK, FAILURES_READ = timedelta(days=7), 100
 """Jobs that failed within it are watched, as far as the newest failures are theirs; a job that is failing stays watched."""
 
 RUNS_READ = 25
-"""Newest finished runs of a job that are looked at: a longer row of failures is told as that many."""
+"""A longer row of failures of a job is told as that many."""
 
-WILL_RETRY = "dagster/will_retry"
+PAGE, PAGES = 100, 10
+"""Finished runs of a job are read by so many, and so often at most, until its last success is found."""
+
+EXTRA_RUNS = frozenset({RESTATEMENT_TAG, CATCH_UP_TAG, BACKFILL_TAG, BACKFILL_ID_TAG})
+"""Tags of runs that compute the past under a job's name: they say nothing of whether the job does its work now."""
+
 FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
 
 
@@ -67,8 +76,8 @@ def build_alert_sensor(catalogue: Catalogue) -> dg.SensorDefinition:
 def job_histories(instance: dg.DagsterInstance, ledger: Ledger, watched: Iterable[str], now: datetime) -> dict[str, JobHistory]:
     """History of each job that is watched or that failed lately.
 
-    Not counted: runs that Dagster will retry, that were cancelled, or that a blocked partition failed. Runs from the UI without a job of
-    ours share Dagster's own job name.
+    Not counted: runs that Dagster will retry, that were cancelled, that a blocked partition failed, and `EXTRA_RUNS`. Runs from the UI
+    without a job of ours share Dagster's own job name.
 
     Args:
         instance: Dagster's storage.
@@ -83,9 +92,9 @@ def job_histories(instance: dg.DagsterInstance, ledger: Ledger, watched: Iterabl
 
 def _history(instance: dg.DagsterInstance, ledger: Ledger, job: str) -> JobHistory:
     started = instance.get_run_records(dg.RunsFilter(job_name=job), limit=1)
-    records = instance.get_run_records(dg.RunsFilter(job_name=job, statuses=FINISHED), limit=RUNS_READ)
-    blocking = ledger.blocking_runs([record.dagster_run.run_id for record in records]) if records else set()
-    failed = _failures_since_success([record for record in records if record.dagster_run.run_id not in blocking])
+    newest_failures = list(islice(_failures_since_success(_finished(instance, job)), RUNS_READ))
+    blocking = ledger.blocking_runs([record.dagster_run.run_id for record in newest_failures]) if newest_failures else set()
+    failed = [record for record in newest_failures if record.dagster_run.run_id not in blocking]
     last_started_at = _instant(started[0].create_timestamp.timestamp()) if started else None
     if not failed:
         return JobHistory(job, last_started_at)
@@ -95,15 +104,28 @@ def _history(instance: dg.DagsterInstance, ledger: Ledger, job: str) -> JobHisto
     return JobHistory(job, last_started_at, since, len(failed), newest.dagster_run.run_id, step, error)
 
 
-def _failures_since_success(records: Sequence[dg.RunRecord]) -> list[dg.RunRecord]:
-    """The newest failures in a row, newest first."""
-    failed = []
+def _finished(instance: dg.DagsterInstance, job: str) -> Iterator[dg.RunRecord]:
+    """Finished runs of a job, newest first."""
+    cursor = None
+    for _ in range(PAGES):
+        records = instance.get_run_records(dg.RunsFilter(job_name=job, statuses=FINISHED), limit=PAGE, cursor=cursor)
+        yield from records
+        if len(records) < PAGE:
+            return
+        cursor = records[-1].dagster_run.run_id
+
+
+def _failures_since_success(records: Iterable[dg.RunRecord]) -> Iterator[dg.RunRecord]:
+    """The newest failures in a row, newest first, whatever `EXTRA_RUNS` lie between them."""
     for record in records:
-        if record.dagster_run.status is dg.DagsterRunStatus.SUCCESS:
-            break
-        if record.dagster_run.tags.get(WILL_RETRY) != "true":
-            failed.append(record)
-    return failed
+        run = record.dagster_run
+        if not EXTRA_RUNS.isdisjoint(run.tags):
+            continue
+        if run.status is dg.DagsterRunStatus.SUCCESS:
+            return
+        # Dagster tags every run, and retries only those that it launched.
+        if run.tags.get(WILL_RETRY_TAG) != "true" or run.remote_job_origin is None:
+            yield record
 
 
 def _failure(instance: dg.DagsterInstance, run_id: str) -> tuple[str | None, str]:

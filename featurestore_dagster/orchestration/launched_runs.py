@@ -9,6 +9,9 @@ from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES, DagsterR
 PROCESS_TAG = "featurestore/process"
 """`host/pid/start time` of the process that executes the run."""
 
+BACKFILL_TAG = "featurestore/backfill"
+"""On runs of `featurestore backfill`."""
+
 
 def process_identity() -> str:
     """This process, for `PROCESS_TAG`."""

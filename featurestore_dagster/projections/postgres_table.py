@@ -208,7 +208,7 @@ OPS_TABLES = (
         PostgresColumn("alert_ids", "ARRAY", comment="the streaks that it tells of"),
         PostgresColumn("title", "text"),
         PostgresColumn("body", "text"),
-        PostgresColumn("state", "text", comment="pending, sent or dead: a dead letter is sent no more until somebody asks for it"),
+        PostgresColumn("state", "text", comment="pending, sent, dead (until somebody asks for it again) or obsolete (too late to be told)"),
         PostgresColumn("attempts", "bigint"),
         PostgresColumn("queued_at", _INSTANT),
         PostgresColumn("next_attempt_at", _INSTANT),

@@ -95,13 +95,15 @@ def overdue_intervals(
     return overdue
 
 
-def uncounted(catalogue: Catalogue, store: SloStore, now: datetime) -> Iterator[list[SloDay]]:
+def uncounted(catalogue: Catalogue, store: SloStore, now: datetime, *, begun_only: bool = False) -> Iterator[list[SloDay]]:
     """Of each stream, the days that the ledger lacks up to `now`, and the one that it has in part as it is when counted whole.
 
-    Streams whose count is oldest come first, new ones last. Writes nothing.
+    Streams whose count is oldest come first, new ones (not with `begun_only`) last. Writes nothing.
     """
     last = store.last_days(now)
     fed = [(view, stream) for view in catalogue.views for stream in filter(catalogue.is_fed, view.streams)]
+    if begun_only:
+        fed = [(view, stream) for view, stream in fed if (view.label, stream.name) in last]
     new = any((view.label, stream.name) not in last for view, stream in fed)
     first_published_at = store.first_published_at() if new else {}
     begun = [(last.get((view.label, stream.name)), view, stream) for view, stream in fed]
@@ -160,8 +162,12 @@ def record(catalogue: Catalogue, store: SloStore, now: datetime) -> None:
     store.record(counted)
 
 
-def slo_months(catalogue: Catalogue, store: SloStore, now: datetime, month: str | None = None, view: str | None = None) -> list[SloMonth]:
+def slo_months(
+    catalogue: Catalogue, store: SloStore, now: datetime, month: str | None = None, view: str | None = None, *, begun_only: bool = False
+) -> list[SloMonth]:
     """Attainment and error budget of a month (YYYY-MM, UTC; None: this one) up to `now`, also of what no daemon has counted yet.
+
+    Of a stream that no daemon has ever counted, that is its whole history: `begun_only` leaves such streams out.
 
     One line for each stream that was evaluated, after a line (stream None) for a view that has several; by view and stream.
 
@@ -175,7 +181,10 @@ def slo_months(catalogue: Catalogue, store: SloStore, now: datetime, month: str 
     last = first + timedelta(days=length - 1)
     days = {(day.view, day.stream, day.day): day for day in store.days(first, last)}
     days |= {
-        (day.view, day.stream, day.day): day for found in uncounted(catalogue, store, now) for day in found if first <= day.day <= last
+        (day.view, day.stream, day.day): day
+        for found in uncounted(catalogue, store, now, begun_only=begun_only)
+        for day in found
+        if first <= day.day <= last
     }
     objectives = {(v.label, s.name): v.slo_of(s).objective for v in catalogue.views for s in v.streams}
     result: list[SloMonth] = []

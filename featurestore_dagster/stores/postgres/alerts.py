@@ -190,8 +190,13 @@ class AlertStore:
             return _deliveries(connection, state, limit)
 
     def retry(self, now: datetime, give_up_after: timedelta) -> int:
-        """Put dead letters up for sending again; returns their number."""
+        """Put dead letters up for sending again; returns their number. The beginning of what has ended is told no more: obsolete."""
         with connect(self.settings) as connection:
+            connection.execute(
+                "update ops.alert_deliveries set state = 'obsolete' where state = 'dead' and event <> 'resolved' and not exists"
+                " (select from unnest(alert_ids) as told (id) left join ops.alerts on alert_id::text = told.id"
+                " where alerts.state is distinct from 'resolved')"
+            )
             return connection.execute(
                 "update ops.alert_deliveries set state = 'pending', next_attempt_at = %s, give_up_at = %s where state = 'dead'",
                 [now, now + give_up_after],

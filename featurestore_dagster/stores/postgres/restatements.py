@@ -241,3 +241,15 @@ def as_causes(writes: pl.DataFrame) -> Mapping[str, Any]:
         relation: {"rows": rows, "first_event": first.isoformat(), "last_event": last.isoformat()}
         for relation, rows, first, last in groups.iter_rows()
     }
+
+
+def unfinished(settings: PostgresSettings) -> list[Restatement]:
+    """Requests that failed or wait for a person, oldest first, without those whose partitions a later request of their job has computed."""
+    with connect(settings) as connection, connection.cursor(row_factory=class_row(Restatement)) as cursor:
+        cursor.execute(
+            f"select {COLUMNS} from ops.restatements r where status = any(%s) and not exists (select from ops.restatements later"  # noqa: S608
+            " where later.job = r.job and later.restatement_id > r.restatement_id and later.status = %s and later.relations @> r.relations"
+            " and later.first_partition <= r.first_partition and later.last_partition >= r.last_partition) order by restatement_id",
+            [[WAITING, FAILED], DONE],
+        )
+        return cursor.fetchall()

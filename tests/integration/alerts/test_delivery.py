@@ -52,6 +52,23 @@ def test_a_receiver_that_fails_for_an_hour_leaves_a_dead_letter_that_can_be_sent
     assert duty.store.deliveries("dead") == []
 
 
+def test_the_beginning_of_what_has_ended_is_not_sent_again(duty: Duty, hook: Webhook) -> None:
+    hook.statuses = [500] * 1000
+    for _ in range(12):
+        duty.tick(problem(), problem("volume/us"), after=15 * MINUTE)
+    duty.tick(problem("volume/us"), after=2 * HOUR)
+    duty.tick(problem("volume/us"))
+    assert {"1-opened", "1-escalated", "1-resolved", "2-opened"} <= {letter.message_key for letter in duty.store.deliveries("dead")}
+
+    hook.statuses = []
+    duty.store.retry(duty.clock.now(), HOUR)
+    for _ in range(20):
+        duty.tick(problem("volume/us"))
+    told = hook.keys()
+    assert [key for key in told if key.startswith(("1-", "2-"))] == ["2-opened", "2-escalated", "1-resolved"]
+    assert duty.store.deliveries("dead") == []
+
+
 def test_a_receiver_that_recovers_gets_each_message_once_and_in_order(duty: Duty, hook: Webhook) -> None:
     hook.statuses = [429, 500]  # the second attempt is put off beyond the end of the streak
     duty.tick(problem())

@@ -12,11 +12,13 @@ from pydantic import SecretStr
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.features.equity_views import DAILY_OHLCV_STATS
 from featurestore_dagster.features.raw_tables import US_EQUITY_CANDLES_1D, US_EQUITY_CORPORATE_ACTIONS
-from featurestore_dagster.orchestration.alerting import build_alert_sensor
+from featurestore_dagster.orchestration.alerting import EXTRA_RUNS, build_alert_sensor
 from featurestore_dagster.orchestration.platform import Platform
+from featurestore_dagster.orchestration.propagation import RESTATEMENT_TAG
 from featurestore_dagster.projections.relation import dataset_relation
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.postgres import AlertStore
+from featurestore_dagster.stores.postgres.restatements import DONE, FAILED, WAITING, Restatement, Restatements
 from tests.receivers import Webhook, webhook
 
 VIEW, STREAM = DAILY_OHLCV_STATS, DAILY_OHLCV_STATS.streams[0]
@@ -55,7 +57,7 @@ class Watch:
         self.cursor = result.cursor
         return [message["title"] for message in self.hook.taken[before:]]
 
-    def run(self, job: str, *, fails: bool) -> None:
+    def run(self, job: str, *, fails: bool, **tags: str) -> None:
         @dg.op(name="raw__bars")
         def fetch() -> None:
             if fails:
@@ -65,7 +67,7 @@ class Watch:
         def path() -> None:
             fetch()
 
-        path.execute_in_process(instance=self.instance, raise_on_error=False)
+        path.execute_in_process(instance=self.instance, raise_on_error=False, tags=tags)
 
 
 @pytest.fixture
@@ -132,8 +134,37 @@ def test_failed_runs_in_a_row_are_one_alert_that_a_success_ends(watch: Watch) ->
     assert "https://dagster.example.com/runs/" in told
     assert watch.tick("2018-12-31T23:30:00Z") == ["[OPENED] daily_ohlcv_stats is overdue"]
     assert "likely cause: the source fails: run " in watch.hook.taken[-1]["message"]
+    for tag in sorted(EXTRA_RUNS):
+        watch.run("xnys_path", fails=False, **{tag: "7"})
+    assert watch.tick("2018-12-31T23:30:00Z") == [], "what computes the past ends nothing"
     watch.run("xnys_path", fails=False)
     assert watch.tick("2018-12-31T23:30:00Z") == ["[RESOLVED] xnys_path fails"]
+    watch.run("xnys_path", fails=True, **{RESTATEMENT_TAG: "7"})
+    assert watch.tick("2018-12-31T23:30:00Z") == [], "a restatement has an alert of its own"
+
+
+def test_a_restatement_that_failed_or_waits_is_told_until_it_is_done(watch: Watch) -> None:
+    watch.publish("2018-12-28T22:00:00Z", FRIDAY)
+    at = datetime(2018, 12, 31, 15, tzinfo=UTC)
+    relations = ["features.daily_ohlcv_stats.us_equity_1d"]
+    kept = Restatement(0, "xnys_path", FAILED, relations, FRIDAY, MONDAY, 2, {"raw.x": {}}, 7, 3, at, at, at, "run-7")
+    store = Restatements(watch.settings.postgres)
+    failed, waiting = store.add([kept, replace(kept, status=WAITING, finished_at=None, run_id=None)], "xnys_path", 7)
+    ticks = (f"2018-12-31T15:0{minute}:00Z" for minute in range(1, 9))
+    assert watch.tick(next(ticks)) == ["[OPENED] xnys_path has restatements that failed or wait (2)"]
+    told = watch.hook.taken[-1]["message"]
+    assert f"restatement {failed.restatement_id} of xnys_path failed: 2 sessions, {FRIDAY} to {MONDAY}" in told
+    assert f"restatement {waiting.restatement_id} of xnys_path waits for a person" in told
+    assert "https://dagster.example.com/runs/run-7" in told
+    watch.run("xnys_path", fails=False)
+    assert watch.tick(next(ticks)) == [], "a live success mends no restatement"
+
+    store.finish(waiting.restatement_id, DONE, "run-8", at)
+    assert watch.tick(next(ticks)) == ["[RESOLVED] xnys_path has restatements that failed or wait (2)"], "it covers the one before"
+    store.add([replace(kept, relations=[*relations, "features.other.us"], last_publication_id=8)], "xnys_path", 8)
+    assert watch.tick(next(ticks)) == ["[OPENED] xnys_path has restatements that failed or wait"]
+    store.add([replace(kept, status=DONE, last_publication_id=9)], "xnys_path", 9)
+    assert watch.tick(next(ticks)) == [], "only a part of it was computed"
 
 
 def test_a_run_that_a_blocked_partition_failed_is_no_second_alert(watch: Watch) -> None:

@@ -118,6 +118,15 @@ def test_a_clock_that_was_ahead_leaves_no_trace(month: Month) -> None:
     assert month.overdue_hours("2018-12-29T00:00") == pytest.approx((0, 26))
 
 
+def test_a_stream_that_no_daemon_counted_costs_the_exporter_nothing(month: Month) -> None:
+    month.publish("2018-12-27T22:00", "2018-12-27")
+    store, now = SloStore(month.settings.postgres), utc("2018-12-28T10:00")
+    assert slo_ledger.slo_months(WATCHED, store, now, begun_only=True) == []
+    month.count("2018-12-28T04:00")
+    counted = slo_ledger.slo_months(WATCHED, store, now, begun_only=True)
+    assert [line.evaluated_seconds for line in counted] == [12 * 3600], "the rest is counted as always"
+
+
 def test_what_was_never_published_owes_from_the_first_evaluation(month: Month) -> None:
     ticks(month, "2018-12-27T22:00", "2018-12-28T10:00")
     assert month.overdue_hours("2018-12-28T10:00") == pytest.approx((12, 12))

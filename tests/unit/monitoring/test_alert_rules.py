@@ -34,6 +34,8 @@ CASES = [
     case("ServerSilent", "2m", {'up{job="featurestore-serve",instance="a"}': "0x60"}, fires=True),
     case("ServerSilent", "2m", {'up{job="featurestore-serve",instance="a"}': "1x60"}, fires=False),
     case("CollectorDown", "3m", {'feature_store_collector_up{collector="redis"}': "0x60"}, fires=True),
+    case("CollectorDown", "9m", {'feature_store_collector_up{collector="slo"}': "0 1 0 1 0 1 0 1 0 1"}, fires=True),
+    case("CollectorDown", "30m", {'feature_store_collector_up{collector="slo"}': "1x9 0 1x50"}, fires=False),
     case("CollectorDown", "1m", {'feature_store_collector_up{collector="redis"}': "0x60"}, fires=False),
     case("DaemonSilent", "4m", {'feature_store_daemon_heartbeat_timestamp_seconds{daemon="SENSOR"}': "0x60"}, fires=True),
     case("DaemonSilent", "9m", {'feature_store_daemon_heartbeat_timestamp_seconds{daemon="SENSOR"}': "0+60x60"}, fires=False),

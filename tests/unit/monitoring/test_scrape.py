@@ -1,6 +1,7 @@
 """A scrape over collectors that answer, fail and hang: each is its own misfortune."""
 
 import logging
+import queue
 import threading
 from collections.abc import Iterable
 
@@ -10,7 +11,8 @@ from prometheus_client import CollectorRegistry
 from featurestore_dagster.errors import StoreUnavailableError
 from featurestore_dagster.monitoring import metrics
 from featurestore_dagster.monitoring.collectors import Family, scalar
-from featurestore_dagster.monitoring.exporter import Scrape
+from featurestore_dagster.monitoring.exporter import Scrape, Worker
+from featurestore_dagster.stores.embedded import processes
 
 
 def keys() -> Iterable[Family]:
@@ -41,7 +43,23 @@ def test_one_that_hangs_is_down_and_comes_back_and_holds_up_no_other() -> None:
     assert begun.is_set()
     assert len(calls) == 1
     release.set()
-    assert up(registry, "hanging") == 1
+    assert processes.wait_until(lambda: up(registry, "hanging") == 1, 60)
+    assert len(calls) >= 2, "the answer to the first scrape was not given to a later one"
+
+
+def test_one_that_is_always_too_slow_is_down_at_every_scrape() -> None:
+    gate: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def slow() -> Iterable[Family]:
+        gate.get()
+        return keys()
+
+    worker = Worker("slow", slow)
+    for _ in range(3):
+        answer = worker.ask()
+        assert worker.take(answer) is None
+        gate.put(None)
+        assert answer.result(60), "after its scrape and before the next one"
 
 
 def test_one_that_fails_is_down_and_is_logged_once_for_each_reason(caplog: pytest.LogCaptureFixture) -> None:
