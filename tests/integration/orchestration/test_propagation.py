@@ -405,7 +405,7 @@ def test_a_caught_up_session_equals_one_that_ran_in_time(daemon: Daemon) -> None
     assert online(daemon, VIEWS[0], "AAA")[3] == deployment.bars().filter(symbol="AAA")["close"][-1]
 
 
-def test_a_backfill_of_old_sessions_changes_neither_freshness_nor_redis(daemon: Daemon) -> None:
+def test_t10_a_backfill_of_old_sessions_changes_neither_freshness_nor_redis(daemon: Daemon) -> None:
     deployment, view = daemon.deployment, VIEWS[0]
     old = keys_between("2018-10-29", "2018-11-02")
     deployment.deliver(bars([*old, *WEEKS]))

@@ -195,7 +195,7 @@ def test_every_alert_fires_in_some_case_above() -> None:
 
 
 @pytest.mark.parametrize("rule", {rule.kind: rule for rule in RULES}.values(), ids=lambda rule: rule.kind)
-def test_an_alert_has_a_runbook_and_asks_for_what_is_exported(rule: Rule) -> None:
+def test_t13_an_alert_has_a_runbook_and_asks_for_what_is_exported(rule: Rule) -> None:
     assert (REPOSITORY / rule.kind.runbook).is_file(), f"{rule.name} has no runbook {rule.kind.runbook}"
     assert series_of(rule.expression) <= {*metrics.BY_SERIES, "up"}
 
