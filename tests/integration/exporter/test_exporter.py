@@ -21,7 +21,9 @@ from featurestore_dagster.monitoring.metrics import Job
 from featurestore_dagster.projections.alert_rules import alert_rules, rules
 from featurestore_dagster.projections.dashboard import ROWS
 from featurestore_dagster.serving.freshness import FreshnessState
+from featurestore_dagster.serving.slo_ledger import record
 from featurestore_dagster.stores.embedded import processes
+from featurestore_dagster.stores.postgres.slo_ledger import SloStore
 from tests.integration.exporter.conftest import Exporter, Served, exporting, value
 from tests.integration.http.conftest import HttpServer, serving
 from tests.integration.serving.conftest import DAYS, ENTITIES, NOW, REFERENCES, VIEWS
@@ -162,6 +164,7 @@ def asked(address: str, path: str, **parameters: str) -> Any:
 
 
 def test_a_real_prometheus_answers_every_panel_and_every_rule(served: Served, exporter: Exporter, tmp_path: Path) -> None:
+    record(served.catalogue, SloStore(served.settings.postgres), NOW)  # as the freshness sensor does
     with serving(served.settings) as server, prometheus(exporter, server, tmp_path) as address:
         with server.client() as client:
             answer = client.post("/v1/online-features", json={"features": REFERENCES, "entities": ENTITIES[:1]})
