@@ -6,7 +6,6 @@ the peak memory of the process so far.
 """
 
 import argparse
-import json
 import os
 import resource
 import sys
@@ -15,9 +14,8 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import polars as pl
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.printing import show
 from featurestore_dagster.features.event_views import EVENT_FEATURES_1H, SENTIMENT_FEATURES_VIEW
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.model.indicator import Grain
@@ -36,17 +34,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=1_000_000, help="number of events (default: %(default)s)")
     options = parser.parse_args()
     results = measure(options.events)
-    if options.json:
-        print(json.dumps(results, indent=2))
-        return
-    console = Console()
-    for title, rows in results.items():
-        table = Table(title=title, title_justify="left")
-        for name in ("measure", "value"):
-            table.add_column(name)
-        for name, value in rows.items():
-            table.add_row(name, f"{value:,.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value))
-        console.print(table)
+    show(results, as_json=options.json)
 
 
 def measure(events: int, symbols: int = 100, days: int = 10) -> dict[str, dict[str, float | int | str]]:

@@ -6,7 +6,6 @@ median of five, and the first, which opens connections and counts the backlog in
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -20,9 +19,8 @@ from typing import Any
 
 import dagster as dg
 import polars as pl
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.printing import show
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.features.equity_views import DAILY_OHLCV_STATS
@@ -68,17 +66,7 @@ def main() -> None:
         EmbeddedServices(Settings(data_folder=Path(folder), clock=NOW.isoformat())) as settings,
     ):
         results = measure(settings, options.entities)
-    if options.json:
-        print(json.dumps(results, indent=2))
-        return
-    console = Console()
-    for title, rows in results.items():
-        table = Table(title=title, title_justify="left")
-        for name in ("measure", "value"):
-            table.add_column(name)
-        for name, value in rows.items():
-            table.add_row(name, f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value))
-        console.print(table)
+    show(results, as_json=options.json)
 
 
 def measure(settings: Settings, entities: int) -> dict[str, dict[str, float | int | str]]:

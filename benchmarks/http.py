@@ -7,7 +7,6 @@ its request was due. Prints milliseconds, the processor time of the server for e
 """
 
 import argparse
-import json
 import os
 import socket
 import subprocess
@@ -23,10 +22,9 @@ from typing import Any, Self
 import orjson
 import psutil
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.online import NOW, PROJECT, WIDTHS, percentiles, random_rows, stock_feast, toy_views
+from benchmarks.printing import show
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.feature_service import FeatureService
 from featurestore_dagster.settings import RedisSettings, Settings
@@ -59,17 +57,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder, EmbeddedServices(Settings(data_folder=Path(folder) / "data")) as settings:
         results = measure(settings.model_copy(update={"clock": NOW.isoformat()}), Path(folder), options)
-    if options.json:
-        print(json.dumps(results, indent=2))
-        return
-    console = Console(width=160)
-    for title, rows in results.items():
-        table = Table(title=title, title_justify="left")
-        for name in rows[0]:
-            table.add_column(name)
-        for row in rows:
-            table.add_row(*(f"{value:,.3f}" if isinstance(value, float) else str(value) for value in row.values()))
-        console.print(table)
+    show(results, as_json=options.json)
 
 
 def work(listener: int) -> None:

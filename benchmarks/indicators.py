@@ -7,7 +7,6 @@ Times are the processor's, of all threads, in the cheapest of three runs; elapse
 """
 
 import argparse
-import json
 import os
 import resource
 import sys
@@ -19,9 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import talib
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.printing import show
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.indicator import Feature, Grain
 from featurestore_dagster.pipeline.blocks.bars import series_values
@@ -81,17 +79,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     as_json = parser.parse_args().json
     results = measure(minute_bars())
-    if as_json:
-        print(json.dumps(results, indent=2))
-        return
-    console = Console(width=120)
-    for title, rows in results.items():
-        table = Table(title=title, title_justify="left")
-        for name in rows[0]:
-            table.add_column(name)
-        for row in rows:
-            table.add_row(*(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-        console.print(table)
+    show(results, as_json=as_json)
 
 
 def minute_bars() -> pl.DataFrame:

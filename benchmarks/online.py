@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import io
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -26,9 +25,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.printing import show
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_service import FeatureService
@@ -69,22 +67,7 @@ def main() -> None:
             results = measure(connection, Path(folder), options)
         finally:
             redis_server.stop(Path(folder) / "redis")
-    if options.json:
-        print(json.dumps(results, indent=2))
-        return
-    console = Console(width=160)
-    for title, rows in results.items():
-        table = Table(title=title, title_justify="left")
-        for name in rows[0]:
-            table.add_column(name)
-        for row in rows:
-            table.add_row(
-                *(
-                    f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
-                    for value in row.values()
-                )
-            )
-        console.print(table)
+    show(results, as_json=options.json)
 
 
 def measure(connection: RedisSettings, folder: Path, options: argparse.Namespace) -> Results:

@@ -16,9 +16,7 @@ import time
 from datetime import date
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks.printing import show
 from featurestore_dagster.cli.operate import PathRun, run_path
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.settings import Settings
@@ -46,17 +44,7 @@ def main() -> None:
         configured = Settings(data_folder=Path(folder), clock=CLOCK)
         with EmbeddedServices(configured) as settings:
             results = measure(settings)
-    if as_json:
-        print(json.dumps(results, indent=2))
-        return
-    console = Console()
-    for title, rows in results.items():
-        table = Table(title=title, title_justify="left")
-        for name in ("measure", "value"):
-            table.add_column(name)
-        for name, value in rows.items():
-            table.add_row(name, f"{value:,.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value))
-        console.print(table)
+    show(results, as_json=as_json)
 
 
 def measure(settings: Settings) -> dict[str, dict[str, float | int | str]]:

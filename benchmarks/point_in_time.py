@@ -32,9 +32,8 @@ import polars as pl
 import psycopg
 import yaml
 from psycopg import sql
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.printing import show
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.features.equity_views import MOMENTUM_FEATURES, TECHNICAL_INDICATORS_VIEW
 from featurestore_dagster.features.streams import crypto
@@ -198,19 +197,7 @@ def main() -> None:
         EmbeddedServices(Settings(data_folder=Path(folder), clock=NOW.isoformat())) as settings,
     ):
         results = measure(settings, Path(folder), options.scale + [700] * options.largest, with_feast=not options.no_feast)
-    if options.json:
-        print(json.dumps(results, indent=2))
-        return
-    for title, rows in results.items():
-        table = Table(*rows[0], title=title, title_justify="left")
-        for row in rows:
-            table.add_row(
-                *(
-                    f"{value:,.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
-                    for value in row.values()
-                )
-            )
-        Console().print(table)
+    show(results, as_json=options.json)
 
 
 def measure(settings: Settings, folder: Path, scale_days: list[int], *, with_feast: bool) -> dict[str, list[Row]]:

@@ -8,7 +8,6 @@ backfill     `--backfill`: ten years of 500 simulated symbols, daily, raw and mo
 """
 
 import argparse
-import json
 import os
 import re
 import resource
@@ -33,9 +32,8 @@ import psutil
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.printing import show
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.cli.operate import run_path
 from featurestore_dagster.features import CATALOGUE
@@ -99,17 +97,7 @@ def main() -> None:
     else:
         results |= restatement(options.corrections)
         results["one live bar, 100 symbols, 6 views, raw to served vector"] = live_bar()
-    if options.json:
-        print(json.dumps(results, indent=2))
-        return
-    console = Console()
-    for title, rows in results.items():
-        table = Table(title=title, title_justify="left")
-        for name in ("measure", "value"):
-            table.add_column(name)
-        for name, value in rows.items():
-            table.add_row(name, f"{value:,.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value))
-        console.print(table)
+    show(results, as_json=options.json)
 
 
 @contextmanager

@@ -21,9 +21,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.printing import show
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.features.equity_views import CRYPTO_1D, MOMENTUM_FEATURES
@@ -65,13 +64,7 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.universe", "--one", "--symbols", str(symbols), "--days", str(options.days)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
-    if options.json:
-        print(json.dumps({"a year of daily bars, from the source to Redis": rows}, indent=2))
-        return
-    table = Table(*rows[0], title="a year of daily bars, from the source to Redis", title_justify="left")
-    for row in rows:
-        table.add_row(*(f"{value:,.2f}" if isinstance(value, float) else f"{value:,}" for value in row.values()))
-    Console(width=180).print(table)
+    show({"a year of daily bars, from the source to Redis": rows}, as_json=options.json)
 
 
 def measure(symbols: int, days: int) -> dict[str, float | int]:
