@@ -1,7 +1,7 @@
 """A read of several views and entities as bytes, and rows from its answers. Sans-io: both stores send what is made here.
 
-One round trip asks, for each entity, Feast's hash for the event time of each view and our hash for the packed rows, and the remembered
-publication of each view. Only where a packed row is not the newest does a second one ask for Feast's own fields of that row.
+One round trip asks, for each entity, Feast's hash for the event time of each view, for each view our hash for the packed rows, and the
+remembered publication of each view. Only where a packed row is not the newest does a second one ask for Feast's own fields of that row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.stores.redis import layout
-from featurestore_dagster.stores.redis.packed import ABSENT, STALE_ROW, PackedView, StoredRow, packed_key
+from featurestore_dagster.stores.redis.packed import ABSENT, STALE_ROW, PackedView, StoredRow, entity_fields, rows_key
 
 ViewRequest = tuple[FeatureView, Sequence[str]]
 Rows = list[list[StoredRow | None]]
@@ -62,7 +62,7 @@ class ReadRequest:
         groups: dict[tuple[str, ...], list[int]] = {}
         for position, (view, _) in enumerate(self.views):
             groups.setdefault(tuple(sorted(view.join_keys)), []).append(position)
-        self._groups = [_Group(keys, positions, self.views) for keys, positions in groups.items()]
+        self._groups = [_Group(project, keys, positions, self.views) for keys, positions in groups.items()]
         self._streams = sorted({stream.name for view, _ in self.views for stream in view.streams})
         self._ids = _command(b"MGET", [publication_key(project, view) for view, _ in self.views])
         self._epochs = _command(b"MGET", [epoch_key(project, stream) for stream in self._streams])
@@ -72,11 +72,11 @@ class ReadRequest:
         """What is sent, and how many answers come. A coherent read is one transaction: nothing is written in its midst."""
         parts = [MULTI] if coherent else []
         for group in self._groups:
-            group.add_commands(parts, self._project, entities)
+            group.add_commands(parts, entities)
         parts.append(self._ids)
         if coherent:
             parts += (self._epochs, EXEC)
-        commands = 2 * len(self._groups) * len(entities) + 1
+        commands = len(self._groups) * len(entities) + len(self.views) * bool(entities) + 1
         return b"".join(parts), commands + 3 if coherent else commands
 
     def decoded(self, answers: list[Any], *, coherent: bool = False) -> "Decoded":
@@ -86,14 +86,15 @@ class ReadRequest:
             *answers, held = answers[-1]
             epochs = {stream: int(text) for stream, text in zip(self._streams, held, strict=True) if text is not None}
         ids = tuple(publication_of(view, text) for (view, _), text in zip(self.views, answers[-1], strict=True))
-        entities = len(answers) // (2 * len(self._groups))
+        entities = (len(answers) - 1 - len(self.views)) // len(self._groups)
         columns: list[list[StoredRow | None]] = [[]] * len(self.views)
-        for number, group in enumerate(self._groups if entities else ()):
-            own = answers[2 * number * entities : 2 * (number + 1) * entities]
-            for position, timestamps, packed in zip(
-                group.positions, zip(*own[::2], strict=True), zip(*own[1::2], strict=True), strict=True
-            ):
-                columns[position] = self._readers[position](packed, timestamps)
+        start = 0
+        for group in self._groups if len(answers) > 1 else ():
+            middle, end = start + entities, start + entities + len(group.positions)
+            timestamps = zip(*answers[start:middle], strict=True)
+            for position, stamps, packed in zip(group.positions, timestamps, answers[middle:end], strict=True):
+                columns[position] = self._readers[position](packed, stamps)
+            start = end
         stale = [
             (entity, position)
             for position, column in enumerate(columns)
@@ -109,8 +110,8 @@ class ReadRequest:
         for number, position in stale:
             view, names = self.views[position]
             keys = tuple(sorted(view.join_keys))
-            key, packed = _keys(self._project, keys, tuple(entities[number][name] for name in keys))
-            parts += (MULTI, b"*3\r\n$4\r\nHGET\r\n", packed, bulk(view.name.encode()))
+            key, field = _keys(self._project, keys, tuple(entities[number][name] for name in keys))
+            parts += (MULTI, b"*3\r\n$4\r\nHGET\r\n", bulk(rows_key(self._project, keys, view.name)), field)
             parts += (b"*%d\r\n$5\r\nHMGET\r\n" % (len(names) + 3), key, _fields(view.name, tuple(names)), EXEC)
         return b"".join(parts), 4 * len(stale)
 
@@ -142,23 +143,29 @@ class Decoded:
 
 
 class _Group:
-    """Views with the same join keys: they share their two hashes."""
+    """Views with the same join keys: they share Feast's hash of an entity."""
 
-    def __init__(self, keys: tuple[str, ...], positions: list[int], views: Sequence[ViewRequest]) -> None:
+    def __init__(self, project: str, keys: tuple[str, ...], positions: list[int], views: Sequence[ViewRequest]) -> None:
         self.positions = positions
+        self._project = project
         self._keys = keys
         names = [views[position][0].name for position in positions]
-        head = b"*%d\r\n$5\r\nHMGET\r\n" % (len(names) + 2)
-        self._head = head
-        self._middle = b"".join(bulk(layout.timestamp_field(name)) for name in names) + head
-        self._tail = b"".join(bulk(name.encode()) for name in names)
+        self._head = b"*%d\r\n$5\r\nHMGET\r\n" % (len(names) + 2)
+        self._timestamps = b"".join(bulk(layout.timestamp_field(name)) for name in names)
+        self._rows = [bulk(rows_key(project, keys, name)) for name in names]
 
-    def add_commands(self, parts: list[bytes], project: str, entities: Sequence[Mapping[str, str]]) -> None:
-        """Two commands for each entity."""
-        names, head, middle, tail = self._keys, self._head, self._middle, self._tail
+    def add_commands(self, parts: list[bytes], entities: Sequence[Mapping[str, str]]) -> None:
+        """A command for each entity, then one for each view; none when there is no entity."""
+        project, names, head, timestamps = self._project, self._keys, self._head, self._timestamps
+        fields = []
         for entity in entities:
-            key, packed = _keys(project, names, tuple([entity[name] for name in names]))
-            parts += (head, key, middle, packed, tail)
+            key, field = _keys(project, names, tuple([entity[name] for name in names]))
+            parts += (head, key, timestamps)
+            fields.append(field)
+        if fields:
+            head, joined = b"*%d\r\n$5\r\nHMGET\r\n" % (len(fields) + 2), b"".join(fields)
+            for rows in self._rows:
+                parts += (head, rows, joined)
 
 
 class Requests:
@@ -211,9 +218,10 @@ def _command(name: bytes, words: Sequence[bytes]) -> bytes:
 
 @lru_cache(maxsize=16_384)
 def _keys(project: str, names: tuple[str, ...], values: tuple[str, ...]) -> tuple[bytes, bytes]:
-    """Feast's key of an entity and ours, as words of a command."""
-    (key,) = layout.entity_keys(project, {name: [value] for name, value in zip(names, values, strict=True)})
-    return bulk(key), bulk(packed_key(key))
+    """Feast's key of an entity and our field of it, as words of a command."""
+    entity = {name: [value] for name, value in zip(names, values, strict=True)}
+    (key,), (field,) = layout.entity_keys(project, entity), entity_fields(entity)
+    return bulk(key), bulk(field)
 
 
 @lru_cache(maxsize=1024)
