@@ -29,7 +29,7 @@ HSET = b"*%d\r\n$4\r\nHSET\r\n"
 HMGET = b"*%d\r\n$5\r\nHMGET\r\n"
 
 ROWS_PER_BATCH = 100
-"""Entities in one transaction, for whose one or two milliseconds nobody else is served."""
+"""In one transaction, for whose milliseconds nobody else is served."""
 
 ROWS_PER_ENCODING = 10_000
 """Laid out at once: a call of Polars or NumPy costs as much as some hundred rows."""
@@ -115,11 +115,8 @@ class Batch:
         written = [len(chosen) + unchanged for chosen, unchanged in found]
         if not any(newer):
             return UNWATCH, 1, written
-        commands = part.creations(newer) if restores and not existing else part.updates(newer)
-        for rows, chosen in zip(part.views, newer, strict=True):
-            if chosen:
-                fields = [word for number in chosen for word in (part.fields[number], bulk(rows.packed[number]))]
-                commands.append(HSET % (2 * len(chosen) + 2) + rows.key + b"".join(fields))
+        commands = [rows.update(part.fields, chosen) for rows, chosen in zip(part.views, newer, strict=True) if chosen]
+        commands += part.creations(newer) if restores and not existing else part.updates(newer)
         return b"".join((MULTI, *commands, EXEC)), len(commands) + 2, written
 
 
@@ -185,16 +182,25 @@ class _Rows:
         client may have written after us; the known-at is unknown then, and any of ours wins.
         """
         own_times, own = self.timestamps[of], self.packed[of]
-        if packed == own and list(timestamps) == own_times:
+        if packed == own and list(timestamps) == own_times and not self._replaces:
             return [], len(own)
         chosen, unchanged = [], 0
         rows = zip(own_times, own, self.versions[of], timestamps, packed, strict=True)
         for number, (own_time, row, version, timestamp, held) in enumerate(rows, of.start):
-            if timestamp == own_time and held == row:
+            if own_time is None:
+                continue
+            if timestamp is None or self._replaces:
+                chosen.append(number)
+            elif timestamp == own_time and held == row:
                 unchanged += 1
-            elif own_time is not None and (timestamp is None or self._replaces or version >= held_version(timestamp, held)):
+            elif version >= held_version(timestamp, held):
                 chosen.append(number)
         return chosen, unchanged
+
+    def update(self, fields: Sequence[bytes], chosen: Sequence[int]) -> bytes:
+        """The command that writes packed rows."""
+        words = [word for number in chosen for word in (fields[number], bulk(self.packed[number]))]
+        return HSET % (2 * len(chosen) + 2) + self.key + b"".join(words)
 
     @cached_property
     def words(self) -> list[bytes]:
@@ -250,8 +256,9 @@ def batches(project: str, changes: Sequence[Change]) -> Iterator[Batch]:
         frames = [entities.join(frame, on=keys, how="left", maintain_order="left") for frame in frames]
     for start in range(0, frames[0].height, ROWS_PER_ENCODING):
         part = _Part(project, changes, [frame.slice(start, ROWS_PER_ENCODING) for frame in frames])
-        for first in range(0, len(part.keys), ROWS_PER_BATCH):
-            yield Batch(part, slice(first, first + ROWS_PER_BATCH))
+        step = max(1, ROWS_PER_BATCH // len(changes))
+        for first in range(0, len(part.keys), step):
+            yield Batch(part, slice(first, first + step))
 
 
 def _double_fields(view: str, values: pl.DataFrame) -> list[bytes]:
