@@ -55,7 +55,7 @@ class RedisTier:
             unfit |= found.incoherent()
         answered = []
         for position, ((view, _), publication_id) in enumerate(zip(question.views, found.publication_ids, strict=True)):
-            # Number 0 is no publication: Redis is being filled.
+            # Number 0 is no publication: nothing was published.
             known = bool(publication_id) and publication_id >= newest.get(view.label, 0)  # type: ignore[operator]
             if publication_id is not None and known:
                 newest[view.label] = publication_id

@@ -18,6 +18,7 @@ Rows = list[list[StoredRow | None]]
 
 MULTI, EXEC = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
 REMEMBERED_REQUESTS = 256
+LAYOUT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +192,15 @@ def publication_key(project: str, view: FeatureView) -> bytes:
     return f"{project}:publication:{view.name}".encode()
 
 
+def stored_version(view: FeatureView) -> str:
+    """What must be the same for rows to be believed: how they lie in Redis, and the view's version."""
+    return f"{LAYOUT_VERSION}.{view.version}"
+
+
 def publication_of(view: FeatureView, held: bytes | None) -> int | None:
-    """The publication that is remembered of this version of a view: `version:id`."""
+    """The publication that is remembered of rows that can be believed: `stored version:id`."""
     version, _, number = (held or b"").partition(b":")
-    return int(number) if version == b"%d" % view.version and number else None
+    return int(number) if version == stored_version(view).encode() and number else None
 
 
 def epoch_key(project: str, stream: str) -> bytes:

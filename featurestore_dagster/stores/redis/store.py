@@ -31,6 +31,7 @@ from featurestore_dagster.stores.redis.reading import (
     epoch_key,
     publication_key,
     publication_of,
+    stored_version,
     watermark_key,
 )
 from featurestore_dagster.stores.redis.wire import AsyncPool, Connection, Pool, command, translated
@@ -217,7 +218,7 @@ class RedisStore:
                     deleted[change.view.name] = self._delete(first, change.view, change.retracted)
             for change in changes:
                 keys = self._writer_key(change.view), publication_key(self.project, change.view)
-                arguments = token, change.publication_id, change.view.version
+                arguments = token, change.publication_id, stored_version(change.view)
                 (undisturbed,) = first.exchange(command("EVAL", writing.REMEMBER_UNLESS_DISTURBED, 2, *keys, *arguments), 1, _soon())
                 if not undisturbed:
                     disturbed.append(change)

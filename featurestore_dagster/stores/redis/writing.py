@@ -41,7 +41,7 @@ local held = string.match(redis.call('GET', KEYS[2]) or '', '^' .. ARGV[3] .. ':
 if undisturbed or held and tonumber(held) > tonumber(ARGV[2]) then redis.call('SET', KEYS[2], ARGV[3] .. ':' .. ARGV[2]) end
 return undisturbed and 1 or 0
 """
-"""Arguments: our token, the publication id, the view's version. The token is gone when Redis was flushed during the write, and another's
+"""Arguments: our token, the publication id, the stored version. The token is gone when Redis was flushed during the write, and another's
 when a second writer began: then the id never advances, so that the next sync repeats what one of the two may have undone."""
 
 
