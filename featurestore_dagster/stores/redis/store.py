@@ -23,11 +23,12 @@ from featurestore_dagster.errors import StoreUnavailableError
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.settings import RedisSettings
 from featurestore_dagster.stores.redis import layout, writing
-from featurestore_dagster.stores.redis.packed import rows_key
+from featurestore_dagster.stores.redis.packed import FILLER_BYTES, rows_key
 from featurestore_dagster.stores.redis.reading import (
     OnlineRead,
     Requests,
     ViewRequest,
+    bulk,
     epoch_key,
     publication_key,
     publication_of,
@@ -209,8 +210,10 @@ class RedisStore:
                 for _ in range(min(WRITING_CONNECTIONS, 1 + rows // writing.ROWS_PER_BATCH))
             ]
             first = connections[0]
-            begun = [command("SET", self._writer_key(change.view), token) for change in changes]
-            first.exchange(b"".join(begun), len(begun), _soon())
+            for change in changes:
+                rows = rows_key(self.project, change.view.join_keys, change.view.name)
+                begin = command("SET", self._writer_key(change.view), token) + command("HSET", rows, b"", bytes(FILLER_BYTES))
+                first.exchange(begin, 2, _soon())
             for group in together.values():
                 written.update(self._write_batches(connections, [change.view.name for change in group], self._batches(group)))
             for change in changes:
@@ -287,15 +290,20 @@ class RedisStore:
         counts = Counter[str]()
         group = list(islice(batches, len(connections)))
         restores = len(group) > 1 and self._restores(connections[0])
+        is_empty = False  # as the last batch was: then the next will be too
         while group:
             pairs = list(zip(connections, group, strict=False))
             for connection, batch in pairs:
-                connection.send(batch.probe, _soon())
+                connection.send(batch.watch if is_empty else batch.probe, _soon())
             sent = []
             for connection, batch in pairs:
-                transaction, count, written = batch.transaction(connection.receive(_soon(), batch.probed), restores=restores)
+                answers = connection.receive(_soon(), batch.WATCHED if is_empty else batch.probed)
+                if is_empty and answers[-1]:
+                    answers = connection.exchange(batch.probe, batch.probed, _soon())
+                transaction, count, written = batch.transaction(answers, restores=restores)
                 connection.send(transaction, _soon())
                 sent.append((connection, batch, written, count))
+            is_empty = not answers[1]
             group = list(islice(batches, len(connections)))  # laid out while the server works
             for connection, batch, written, count in sent:
                 done = connection.receive(_soon(), count)[-1] is not None
@@ -320,9 +328,9 @@ class RedisStore:
 
         key = f"{self.project}:trial:{uuid.uuid4().hex}"
         payload, expected = dumps.trial()
-        sent = command("RESTORE", key, 1000, payload), command("HGETALL", key), command("DEL", key)
+        sent = writing.restore(bulk(key.encode()), payload), command("HGETALL", key), command("DEL", key)
         try:
-            return connection.exchange(b"".join(sent), 3, _soon())[1] == expected
+            return bool(connection.exchange(b"".join(sent), 3, _soon())[1] == expected)
         except hiredis.ReplyError:
             return False
 

@@ -142,11 +142,24 @@ def test_rows_that_redis_holds_bit_by_bit_are_not_written_again(store: RedisStor
     assert together(store, make_rows, views) == [ENTITIES, ENTITIES - 20]
     client.config_resetstat()
     assert together(store, make_rows, views) == [ENTITIES, ENTITIES - 20]
-    assert [calls(client, name) for name in ("hset", "exec")] == [0, 0]
+    assert [calls(client, name) for name in ("hset", "exec")] == [2, 0], "a filler for each view"
     assert together(store, make_rows, views, CLOSE - MINUTE) == [0, 0]
-    assert [calls(client, name) for name in ("hset", "exec")] == [0, 0]
+    assert [calls(client, name) for name in ("hset", "exec")] == [4, 0]
     assert together(store, make_rows, views, CLOSE + MINUTE) == [ENTITIES, ENTITIES - 20]
     assert calls(client, "hset") >= ENTITIES
+
+
+def test_entities_of_which_some_are_there_keep_what_they_hold(store: RedisStore, client: redis.Redis, make_rows: MakeRows) -> None:
+    """The last batches are not as empty as the ones before."""
+    store.write(MOMENTUM, rows_of(make_rows, MOMENTUM, ENTITIES - 150), 1, now=NOW)
+    (key,) = layout.entity_keys("featurestore", {"symbol": [f"S{ENTITIES - 1}"]})
+    client.hset(key, "_ts:of_another", "1")
+    older = rows_of(make_rows, MOMENTUM, event=CLOSE - MINUTE)
+    assert store.write(MOMENTUM, older, 2, now=NOW).entities_skipped == 150
+    assert client.hget(key, "_ts:of_another") == b"1"
+    found = store.read([(MOMENTUM, MOMENTUM.feature_names)], [{"symbol": f"S{number}"} for number in (0, ENTITIES - 2)]).rows
+    events = [row.event_microseconds for (row,) in found if row]
+    assert events[1] - events[0] == MINUTE // timedelta(microseconds=1)
 
 
 def test_a_change_that_replaces_is_written_over_anything(store: RedisStore, make_rows: MakeRows) -> None:
