@@ -5,23 +5,23 @@ publication of each view. Only where a packed row is not the newest does a secon
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple, cast
 
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.stores.redis import layout
 from featurestore_dagster.stores.redis.packed import ABSENT, STALE_ROW, PackedView, StoredRow, packed_key
+from featurestore_dagster.stores.redis.whole import WholeRow, WholeRows
 
 ViewRequest = tuple[FeatureView, Sequence[str]]
-Rows = list[list[StoredRow | None]]
+Rows = list[list[StoredRow | None] | WholeRow]
 
 MULTI, EXEC = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
 REMEMBERED_REQUESTS = 256
 
 
-@dataclass(frozen=True, slots=True)
-class OnlineRead:
+class OnlineRead(NamedTuple):
     """What a read found: `rows` entity by entity, in each a row or None for each view, in the order asked.
 
     `publication_ids` are the last publications that were applied whole, view by view: None where Redis was never filled or was flushed, so
@@ -41,16 +41,25 @@ class OnlineRead:
         """
         found: set[int] = set()
         for row in self.rows:
-            by_stream: dict[str | None, list[int]] = {}
-            for position, stored in enumerate(row):
+            by_stream: dict[str | None, dict[int, int]] = {}
+            for position, stored in enumerate(row.heads.of if type(row) is WholeRow else row):
                 if stored is not None:
-                    by_stream.setdefault(stored.stream, []).append(position)
-            for stream, positions in by_stream.items():
-                events = {stored.event_microseconds for position in positions if (stored := row[position]) is not None}
+                    by_stream.setdefault(stored.stream, {})[position] = stored.event_microseconds
+            for stream, events in by_stream.items():
                 epoch = None if stream is None else self.epochs.get(stream)
-                if len(events) > 1 or epoch is None or max(events) > epoch:
-                    found.update(positions)
+                if len(set(events.values())) > 1 or epoch is None or max(events.values()) > epoch:
+                    found.update(events)
         return found
+
+    def after(self, moment: int) -> set[int]:
+        """Positions of views of which a row is from after an instant, microseconds since 1970, by event time or known-at."""
+        return {
+            position
+            for row in self.rows
+            if not (type(row) is WholeRow and row.heads.newest_microseconds <= moment)
+            for position, stored in enumerate(row)
+            if stored is not None and (stored.event_microseconds > moment or (stored.known_microseconds or 0) > moment)
+        }
 
 
 class ReadRequest:
@@ -66,7 +75,11 @@ class ReadRequest:
         self._streams = sorted({stream.name for view, _ in self.views for stream in view.streams})
         self._ids = _command(b"MGET", [publication_key(project, view) for view, _ in self.views])
         self._epochs = _command(b"MGET", [epoch_key(project, stream) for stream in self._streams])
-        self._readers = [PackedView(view).reader(names) for view, names in self.views]
+        packed, names = [PackedView(view) for view, _ in self.views], [names for _, names in self.views]
+        self._arrival = [position for group in self._groups for position in group.positions]
+        self._whole = WholeRows(packed, names, self._arrival)
+        self._readers = [packed[position].reader(names[position]) for position in self._arrival]
+        self._publications: tuple[list[bytes | None], tuple[int | None, ...]] = ([], ())
 
     def commands(self, entities: Sequence[Mapping[str, str]], *, coherent: bool = False) -> tuple[bytes, int]:
         """What is sent, and how many answers come. A coherent read is one transaction: nothing is written in its midst."""
@@ -83,25 +96,36 @@ class ReadRequest:
         """What was found, and what is left to ask."""
         epochs: dict[str, int] = {}
         if coherent:
-            *answers, held = answers[-1]
-            epochs = {stream: int(text) for stream, text in zip(self._streams, held, strict=True) if text is not None}
-        ids = tuple(publication_of(view, text) for (view, _), text in zip(self.views, answers[-1], strict=True))
-        entities = len(answers) // (2 * len(self._groups))
-        columns: list[list[StoredRow | None]] = [[]] * len(self.views)
-        for number, group in enumerate(self._groups if entities else ()):
-            own = answers[2 * number * entities : 2 * (number + 1) * entities]
-            for position, timestamps, packed in zip(
-                group.positions, zip(*own[::2], strict=True), zip(*own[1::2], strict=True), strict=True
-            ):
-                columns[position] = self._readers[position](packed, timestamps)
-        stale = [
-            (entity, position)
-            for position, column in enumerate(columns)
-            if STALE_ROW in column
-            for entity, stored in enumerate(column)
-            if stored is STALE_ROW
-        ]
-        return Decoded(OnlineRead(list(map(list, zip(*columns, strict=True))), ids, epochs), stale)
+            *answers, texts = answers[-1]
+            epochs = {stream: int(text) for stream, text in zip(self._streams, texts, strict=True) if text is not None}
+        *about_entities, held = answers
+        if len(self._groups) > 1:
+            about_entities = _regrouped(about_entities, len(self._groups))
+        rows: Rows = []
+        stale: list[tuple[int, int]] = []
+        for number, (times, own) in enumerate(zip(about_entities[::2], about_entities[1::2], strict=True)):
+            whole = self._whole.read(own, times)
+            if whole is not None:
+                rows.append(whole)
+                continue
+            row = self._view_by_view(own, times)
+            rows.append(row)
+            stale += [(number, position) for position, stored in enumerate(row) if stored is STALE_ROW]
+        return Decoded(OnlineRead(rows, self._publication_ids(held), epochs), stale)
+
+    def _view_by_view(self, packed: Sequence[bytes | None], timestamps: Sequence[bytes | None]) -> list[StoredRow | None]:
+        row: list[StoredRow | None] = [None] * len(self.views)
+        for position, read, own, timestamp in zip(self._arrival, self._readers, packed, timestamps, strict=True):
+            row[position] = read(own, timestamp)
+        return row
+
+    def _publication_ids(self, held: list[bytes | None]) -> tuple[int | None, ...]:
+        """They are the same from one read to the next, but for some a day."""
+        known, ids = self._publications
+        if held != known:
+            ids = tuple(publication_of(view, text) for (view, _), text in zip(self.views, held, strict=True))
+            self._publications = (held, ids)
+        return ids
 
     def again(self, entities: Sequence[Mapping[str, str]], stale: Sequence[tuple[int, int]]) -> tuple[bytes, int]:
         """What is sent for rows that must be read from Feast's fields: a transaction each, since a newer row may come in between."""
@@ -117,7 +141,8 @@ class ReadRequest:
     def complete(self, read: OnlineRead, stale: Sequence[tuple[int, int]], answers: list[Any]) -> OnlineRead:
         """The read with the rows that were asked for again."""
         for (number, position), (packed, (timestamp, *encoded)) in zip(stale, answers[3::4], strict=True):
-            read.rows[number][position] = self._from_fields(position, packed, timestamp, encoded)
+            row = cast("list[StoredRow | None]", read.rows[number])  # a whole row has nothing stale
+            row[position] = self._from_fields(position, packed, timestamp, encoded)
         return read
 
     def _from_fields(self, position: int, packed: bytes | None, timestamp: bytes | None, encoded: list[bytes | None]) -> StoredRow | None:
@@ -133,8 +158,7 @@ class ReadRequest:
         return StoredRow(event, header.known_microseconds, header.flags, header.stream, values)
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(NamedTuple):
     """A read, and the rows (entity, view) of it that must be asked for again."""
 
     read: OnlineRead
@@ -159,6 +183,12 @@ class _Group:
         for entity in entities:
             key, packed = _keys(project, names, tuple([entity[name] for name in names]))
             parts += (head, key, middle, packed, tail)
+
+
+def _regrouped(answers: list[list[bytes | None]], groups: int) -> list[list[bytes | None]]:
+    """The answers of several groups, two for each entity, as one group would give them."""
+    width = len(answers) // groups
+    return [list(chain.from_iterable(answers[start::width])) for start in range(width)]
 
 
 class Requests:
