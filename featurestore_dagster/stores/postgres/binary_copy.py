@@ -86,7 +86,8 @@ class _Column:
             return self.texts[0]
         length = int(kind[1:])
         table = np.array([text if len(text) == length else b"" for text in self.texts], dtype=kind)
-        return table[self.values if rows is None else self.values[rows]]
+        content: Array = table[self.values if rows is None else self.values[rows]]
+        return content
 
 
 def _records(columns: list[_Column], count: int, rows: Array | None) -> bytes:

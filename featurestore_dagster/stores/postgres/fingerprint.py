@@ -47,7 +47,7 @@ def content_sums(relation: Relation, frame: pl.DataFrame, partition: pl.Series) 
     for start in range(0, frame.height, BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)
         for lane, (seed, multiplier) in enumerate(zip(SEEDS, MULTIPLIERS, strict=True)):
-            hashed = _hashed([words[block] if words.ndim else words for words in columns], seed, multiplier)
+            hashed = _hashed([words[block] if words.size > 1 else words for words in columns], seed, multiplier)
             halves[2 * lane, block] = hashed & np.uint64(0xFFFFFFFF)
             halves[2 * lane + 1, block] = hashed >> HALF
     sums = pl.DataFrame(dict(zip(SUMS, halves, strict=True))).with_columns(partition.alias("partition_key"))
@@ -64,14 +64,14 @@ def content_hashes(sums: pl.DataFrame) -> dict[str, str]:
     return {key: hashlib.sha256(repr(found).encode()).hexdigest() for key, *found in sums.select("partition_key", *SUMS).iter_rows()}
 
 
-def _words(column: pl.Series) -> Words | np.uint64:
+def _words(column: pl.Series) -> Words:
     """The values as 64 bits each; one word when they are all the same."""
     absent = column.is_null().to_numpy() if column.null_count() else None
     if column.dtype == pl.String:
         texts = column.unique().drop_nulls()
         hashed = [int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") for text in texts]
         if len(hashed) == 1 and absent is None:
-            return np.uint64(hashed[0])
+            return np.array(hashed, dtype=np.uint64)
         words: Words = column.replace_strict(texts, pl.Series(hashed, dtype=pl.UInt64), default=0, return_dtype=pl.UInt64).to_numpy()
     else:
         wide = column.cast(pl.Float64) if column.dtype.is_float() else column.to_physical().cast(pl.Int64)
@@ -79,7 +79,7 @@ def _words(column: pl.Series) -> Words | np.uint64:
     return words if absent is None else np.where(absent, NULL, words)
 
 
-def _hashed(columns: list[Words | np.uint64], seed: int, multiplier: np.uint64) -> Words:
+def _hashed(columns: list[Words], seed: int, multiplier: np.uint64) -> Words:
     """Of each row its words one after the other; each step can be undone, so that no bit of the last word is lost."""
     result = np.full(1, seed, dtype=np.uint64)
     for words in columns:

@@ -4,7 +4,7 @@ Which rows are new is decided in `versions`; reading belongs to `store` and `led
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Any
@@ -24,6 +24,8 @@ from featurestore_dagster.stores.postgres.refused import REFUSED_SCHEMA, refused
 
 LEDGER_LOCK = 7_301_154_921
 """Advisory lock under which ledger ids are drawn: held to the commit, so that ids appear in commit order."""
+
+EVERY = sql.SQL("true")
 
 LATE_VINTAGE = "known_at: an older vintage than what is published, with another value than was read here at its time"
 
@@ -72,8 +74,8 @@ class Writer:
     now: datetime
     seconds: float | None = None
 
-    def stored(self, partitions: Sequence[str]) -> pl.DataFrame:
-        """Every version in the range of these partitions, columns `relation.frame_schema`, unsorted."""
+    def stored(self, partitions: Sequence[str], entities: sql.Composable = EVERY) -> pl.DataFrame:
+        """Every version in the range of these partitions, columns `relation.frame_schema`, unsorted; `entities` is a condition."""
         relation, sessions = self.relation, calendar(self.relation.calendar)
         low = sessions.session(date.fromisoformat(min(partitions))).window_start
         high = sessions.session(date.fromisoformat(max(partitions))).window_end
@@ -88,12 +90,12 @@ class Writer:
         # Backfills mostly find nothing: a look at the index is cheaper than a bulk read of nothing.
         if self.connection.execute(sql.SQL("select 1 from {} where {} limit 1").format(table, in_range), parameters).fetchone() is None:
             return pl.DataFrame(schema=relation.frame_schema)
-        query = sql.SQL("select {} from {} where {}").format(_names(relation.frame_schema), table, in_range)
+        query = sql.SQL("select {} from {} where {} and {}").format(_names(relation.frame_schema), table, in_range, entities)
         return read_frame(self.settings, query, parameters, relation.frame_schema)
 
     def publish(
         self,
-        rows: pl.DataFrame,
+        rows: pl.DataFrame | Iterable[pl.DataFrame],
         partitions: Sequence[str],
         quarantined: pl.DataFrame | None,
         inputs: Mapping[str, dict[str, int]],
@@ -105,18 +107,38 @@ class Writer:
         batch_id = int(row[0])  # type: ignore[index]
         relation, contents = self.relation, Contents(self.relation)
         load = Load(self.connection, relation.schema, relation.table)
-        stored = self.stored(partitions)
-        new, late, published = self._versions(rows, stored)
-        contents.add(published, new)
-        if not new.is_empty():
-            load.append(self._stamped(new, batch_id))
+        bad = [pl.DataFrame(schema=REFUSED_SCHEMA) if quarantined is None else quarantined]
+        newest = []
+        for part, stored in self._with_stored(rows, partitions):
+            new, late, published = self._versions(part, stored)
+            contents.add(published, new)
+            if not new.is_empty():
+                load.append(self._stamped(new, batch_id))
+                newest.append(watermarks.newest(relation, new))
+            reasons = pl.Series([[LATE_VINTAGE]] * late.height, dtype=pl.List(pl.String))
+            bad.append(refused_rows(late, _sessions(relation, late), reasons))
         load.finish()
-        watermarks.advance(self.connection, relation, new)
-        too_late = refused_rows(late, _sessions(relation, late), pl.Series([[LATE_VINTAGE]] * late.height, dtype=pl.List(pl.String)))
-        refused = pl.concat([pl.DataFrame(schema=REFUSED_SCHEMA) if quarantined is None else quarantined, too_late])
+        if newest:
+            watermarks.advance(self.connection, relation, pl.concat(newest))
+        refused = pl.concat(bad)
         self.quarantine(refused, partitions if supersede else [])
         counts = dict(refused.group_by("partition_key").len().iter_rows())
         return self._record(partitions, contents.by_partition(), counts, batch_id, inputs)
+
+    def _with_stored(
+        self, rows: pl.DataFrame | Iterable[pl.DataFrame], partitions: Sequence[str]
+    ) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+        """Rows with every version that is stored of their entities; at last, without rows, those of all other entities."""
+        if isinstance(rows, pl.DataFrame):
+            yield rows, self.stored(partitions)
+            return
+        key, seen = sql.Identifier(self.relation.keys[0]), list[str]()
+        for part in rows:
+            entities = part[self.relation.keys[0]].unique().to_list()
+            seen += entities
+            yield part, self.stored(partitions, sql.SQL("{} = any({})").format(key, sql.Literal(entities)))
+        others = self.stored(partitions, sql.SQL("{} <> all({})").format(key, sql.Literal(seen)))
+        yield others.clear(), others
 
     def _versions(self, rows: pl.DataFrame, stored: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
         """New versions, vintages that came too late, and what is published now."""

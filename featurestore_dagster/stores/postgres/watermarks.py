@@ -19,14 +19,17 @@ from featurestore_dagster.stores.postgres.connection import read_frame
 WATERMARK = pl.Datetime("us", "UTC")
 
 
-def advance(connection: psycopg.Connection[Any], relation: Relation, rows: pl.DataFrame) -> None:
-    """Advance the watermarks of a stream to rows just written; old days, and rows that stand for a missing bar, move nothing."""
-    if relation.feature_set_version is None:
-        return
+def newest(relation: Relation, rows: pl.DataFrame) -> pl.DataFrame:
+    """Newest event time of each entity of these rows, columns keys and event_timestamp; rows that stand for a missing bar do not count."""
     present = rows.filter(pl.col("flags") & QualityFlag.MISSING_OHLCV.value == 0)
-    newest = present.group_by(relation.keys).agg(pl.col("event_timestamp").max()).sort(relation.keys)
-    if newest.is_empty():
+    return present.group_by(relation.keys).agg(pl.col("event_timestamp").max())
+
+
+def advance(connection: psycopg.Connection[Any], relation: Relation, written: pl.DataFrame) -> None:
+    """Advance the watermarks of a stream to what was just written, `newest` of it; old days move nothing."""
+    if relation.feature_set_version is None or written.is_empty():
         return
+    ordered = written.group_by(relation.keys).agg(pl.col("event_timestamp").max()).sort(relation.keys)
     arrays = [sql.SQL("{}::text[]").format(sql.Placeholder(f"key{place}")) for place in range(len(relation.keys))]
     names = [sql.Identifier(f"key{place}") for place in range(len(relation.keys))]
     statement = sql.SQL(
@@ -40,8 +43,8 @@ def advance(connection: psycopg.Connection[Any], relation: Relation, rows: pl.Da
         "view": relation.table,
         "stream": relation.scope,
         "version": relation.feature_set_version,
-        "newest": newest["event_timestamp"].to_list(),
-        **{f"key{place}": newest[key].to_list() for place, key in enumerate(relation.keys)},
+        "newest": ordered["event_timestamp"].to_list(),
+        **{f"key{place}": ordered[key].to_list() for place, key in enumerate(relation.keys)},
     }
     connection.execute(statement, parameters)
 
