@@ -214,6 +214,15 @@ def test_a_corrected_bar_of_last_month_reaches_exactly_its_dependents_and_redis(
     assert set(change["touched"]) == {"features.daily_ohlcv_stats.us_equity_1d", "features.momentum_features.us_equity_1d"}
 
 
+def test_a_views_online_rows_do_not_wait_for_the_next_view(daemon: Daemon, instance: dg.DagsterInstance) -> None:
+    correct(daemon, CORRECTED)
+    (request,) = daemon.tick()
+    run = daemon.run(request)
+    starts = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_START)
+    views = ["daily_ohlcv_stats", "momentum_features"]
+    assert [entry.step_key for entry in starts] == [step for view in views for step in (view, f"online__{view}")]
+
+
 def test_a_restatement_equals_a_rebuild(daemon: Daemon) -> None:
     correct(daemon, LATER, CORRECTED)
     (request,) = daemon.tick()
