@@ -13,8 +13,7 @@ from featurestore_dagster.model.time import SystemClock
 from featurestore_dagster.monitoring import alerting
 from featurestore_dagster.monitoring.problems import Evidence, Found, JobHistory, find_problems
 from featurestore_dagster.orchestration import asset_keys
-from featurestore_dagster.orchestration.jobs import paths
-from featurestore_dagster.orchestration.launched_runs import BACKFILL_TAG
+from featurestore_dagster.orchestration.jobs import BACKFILL_TAG, paths
 from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.orchestration.propagation import CATCH_UP_TAG, RESTATEMENT_TAG
 from featurestore_dagster.projections.relation import dataset_relation, stream_relation
