@@ -61,7 +61,7 @@ def values(database: Settings, entities: pl.DataFrame, *, streamed: bool, **opti
 
 
 @pytest.mark.parametrize(("span_bytes", "worth"), [(4_000, NEVER), (60_000, NEVER), (2**28, NEVER), (2**28, 0)])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200 if NIGHTLY else 12)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150 if NIGHTLY else 12)
 @given(seed=st.integers(0, 2**32 - 1), version_count=st.integers(0, MOST_VERSIONS), asked_count=st.integers(0, MOST_ASKED))
 def test_every_engine_is_the_rule(
     fresh_database: Settings, tmp_path: Path, span_bytes: int, worth: int, seed: int, version_count: int, asked_count: int
