@@ -120,7 +120,7 @@ class Daemon:
         """The run of a request, to its end."""
         job = self.definitions.resolve_job_def(str(request.job_name))
         if request.asset_selection:
-            job = job.get_subset(asset_selection=set(request.asset_selection))
+            job = job.get_subset(asset_selection=set(request.asset_selection), asset_check_selection=set(request.asset_check_keys or ()))
         tags = {**request.tags, **({PARTITION_NAME_TAG: request.partition_key} if request.partition_key else {})}
         run = self.instance.create_run_for_job(job, tags=tags)
         execute_run(InMemoryJob(job), run, self.instance)
