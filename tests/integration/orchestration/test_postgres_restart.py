@@ -199,7 +199,7 @@ def database(server: Server, name: str, number: int) -> Settings:
 
 
 def undisturbed(settings: Settings) -> tuple[dict[str, Any], list[str]]:
-    with webhook() as hook, dg.instance_for_test() as instance:
+    with webhook() as hook, dg.DagsterInstance.ephemeral() as instance:
         lived = world(settings, hook, instance)
 
         def run(request: dg.RunRequest) -> None:
@@ -214,7 +214,7 @@ def test_every_process_outlives_a_restart_of_postgres_and_the_end_is_that_of_a_c
     expected, told = undisturbed(database(server, "calm", 1))
     settings = database(server, "hurt", 0)
     with ExitStack() as stack:
-        hook, instance = stack.enter_context(webhook()), stack.enter_context(dg.instance_for_test())
+        hook, instance = stack.enter_context(webhook()), stack.enter_context(dg.DagsterInstance.ephemeral())
         lived = world(settings, hook, instance)
         standing = settings.model_copy(update={"clock": END.isoformat()})
         exporter = stack.enter_context(exporting(standing))
