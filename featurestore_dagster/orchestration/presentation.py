@@ -161,7 +161,7 @@ def drift_table(found: Sequence[FeatureDrift]) -> dg.MarkdownMetadataValue:
     lines = ["| feature | now (bars), before (line) | PSI | NULL now | NULL before | verdict |", "|---|---|---|---|---|---|"]
     for feature in ordered[:HISTOGRAMS]:
         psi = "-" if feature.psi is None else f"{feature.psi:.3f}"
-        verdict = "; ".join(feature.reasons) or "ok"
+        verdict = "; ".join(feature.reasons) or feature.unjudged or "ok"
         nulls = f"{feature.null_share:.1%} | {feature.reference.null_share:.1%}"
         lines.append(f"| {feature.feature} | {_compared(feature)} | {psi} | {nulls} | {verdict} |")
     if len(ordered) > HISTOGRAMS:

@@ -27,7 +27,7 @@ from tests.integration.orchestration.conftest import (
 from tests.unit.pipeline.frames import EQUITIES, LISTED, close_of, frame, keys_between
 
 
-def test_a_corrected_bar_of_last_month_reaches_exactly_its_dependents_and_redis(daemon: Daemon) -> None:
+def test_d2_a_corrected_bar_of_last_month_reaches_exactly_its_dependents_and_redis(daemon: Daemon) -> None:
     momentum = VIEWS[1]
     before = {symbol: online(daemon, momentum, symbol) for symbol in LISTED}
     known = ledger(daemon)
@@ -82,7 +82,7 @@ def test_a_restatement_equals_a_rebuild(daemon: Daemon) -> None:
         assert deployment.features(view).drop("created_timestamp", "flags").equals(rows)
 
 
-def test_many_corrections_are_one_request_and_those_during_it_another(daemon: Daemon) -> None:
+def test_d11_many_corrections_are_one_request_and_those_during_it_another(daemon: Daemon) -> None:
     correct(daemon, CORRECTED)
     correct(daemon, CORRECTED, LATER)
     (first,) = daemon.tick()
@@ -239,7 +239,7 @@ def test_a_caught_up_session_equals_one_that_ran_in_time(daemon: Daemon) -> None
     assert online(daemon, VIEWS[0], "AAA")[3] == deployment.bars().filter(symbol="AAA")["close"][-1]
 
 
-def test_t10_a_backfill_of_old_sessions_changes_neither_freshness_nor_redis(daemon: Daemon) -> None:
+def test_t10_d1_a_backfill_of_old_sessions_changes_neither_freshness_nor_redis(daemon: Daemon) -> None:
     deployment, view = daemon.deployment, VIEWS[0]
     old = keys_between("2018-10-29", "2018-11-02")
     deployment.deliver(bars([*old, *WEEKS]))
