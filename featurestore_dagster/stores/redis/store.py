@@ -322,7 +322,7 @@ class RedisStore:
         payload, expected = dumps.trial()
         sent = command("RESTORE", key, 1000, payload), command("HGETALL", key), command("DEL", key)
         try:
-            return connection.exchange(b"".join(sent), 3, _soon())[1] == expected
+            return bool(connection.exchange(b"".join(sent), 3, _soon())[1] == expected)
         except hiredis.ReplyError:
             return False
 

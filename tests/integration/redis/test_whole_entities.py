@@ -100,8 +100,6 @@ def test_whole_entities_hold_what_is_written_field_by_field_and_view_by_view(
 
 def test_a_payload_is_that_of_redis_itself(store: RedisStore, client: redis.Redis, make_rows: MakeRows) -> None:
     """Redis as it was when it still made ziplists."""
-    if int(client.info("server")["redis_version"].split(".")[0]) > 6:
-        pytest.skip("this Redis makes listpacks")
     client.config_set("rdbcompression", "no")
     try:
         store.write(VECTORS, rows_of(make_rows, VECTORS), 1, now=NOW)
