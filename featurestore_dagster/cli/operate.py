@@ -133,7 +133,12 @@ def freshness_rows(client: Any) -> list[dict[str, Any]]:
 
 def print_freshness(title: str, states: list[dict[str, Any]]) -> None:
     """The SLO table, and under it who is behind."""
-    print_rows(title, [{name: value for name, value in state.items() if name != "behind"} for state in states], empty="stores are down")
+    rows = [
+        {"state": state["state"], "view / stream": f"{state['view']} / {state['stream']}"}
+        | {name: state[name] for name in ("newest_row", "next_due")}
+        for state in states
+    ]
+    print_rows(title, rows, empty="stores are down")
     for state in states:
         for line in state["behind"][:SHOWN_BEHIND]:
             console.print(f"  behind in {state['view']}, {state['stream']}: {line}", highlight=False, soft_wrap=True)

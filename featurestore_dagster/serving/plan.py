@@ -23,6 +23,7 @@ class ReadPlan:
     `order` maps these tuples, chained, to `references`: None when that is already the order asked. `view_of` is the position in `views` of
     each reference. `join_keys` says for each key needed which view needs it. `ageing` says for each of `views` how a row ages: stream name
     -> calendar name and TTL in microseconds of open time; None stands for a row whose stream is not known, which ages as the view's first.
+    `training_only` names the views that are never online.
     """
 
     references: tuple[str, ...]
@@ -32,19 +33,35 @@ class ReadPlan:
     view_of: tuple[int, ...]
     join_keys: Mapping[str, str]
     ageing: tuple[Mapping[str | None, tuple[str, int]], ...]
+    training_only: tuple[str, ...]
 
     def refuse_incomplete(self, entity_rows: Sequence[Mapping[str, str]]) -> None:
         """Check that every entity row has the join keys; others are ignored.
 
         Raises:
-            MalformedDataError: A row lacks a join key, or its value is no text or holds a NUL; the message names row, key and view.
+            MalformedDataError: The rows are no mappings; or a row lacks a join key, or its value is no text that UTF-8 can hold, or holds a
+                NUL: the message names row, key and view.
         """
-        for number, row in enumerate(entity_rows):
-            for key, view in self.join_keys.items():
-                value = row.get(key)
-                if not isinstance(value, str) or "\0" in value:
-                    was = f"has {key}={value!r}" if key in row else f"lacks join key {key!r}"
-                    raise MalformedDataError(f"entity row {number} {was}; view {view} needs text there, for example {{{key!r}: 'AAPL'}}")
+        try:
+            for number, row in enumerate(entity_rows):
+                for key, view in self.join_keys.items():
+                    value = row.get(key)
+                    if not isinstance(value, str) or "\0" in value or not (value.isascii() or _encodable(value)):
+                        was = f"has {key}={value!r}" if key in row else f"lacks join key {key!r}"
+                        raise MalformedDataError(
+                            f"entity row {number} {was}; view {view} needs text there, for example {{{key!r}: 'AAPL'}}"
+                        )
+        except AttributeError:
+            raise MalformedDataError("entity rows are a list with a mapping of join key to text for each entity") from None
+
+
+def _encodable(text: str) -> bool:
+    """False for a lone half of a pair of surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def plan(catalogue: Catalogue, features: str | Sequence[str], *, maximum_features: int = MAXIMUM_FEATURES) -> ReadPlan:
@@ -108,6 +125,7 @@ def _resolved(pairs: Iterable[tuple[FeatureView, Feature]]) -> ReadPlan:
         view_of=tuple(view_positions[view.label] for view, _ in pairs),
         join_keys={key: view.label for view, _ in reversed(wanted.values()) for key in view.join_keys},
         ageing=tuple(_ageing(view) for view, _ in wanted.values()),
+        training_only=tuple(sorted(label for label, (view, _) in wanted.items() if not (view.online or view.is_superseded))),
     )
 
 
