@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any, cast
 
 import hiredis
@@ -277,23 +277,31 @@ class RedisStore:
         group = list(islice(batches, len(connections)))
         restores = len(group) > 1 and self._restores(connections[0])
         is_empty = False  # as the last batch was: then the next will be too
-        while group:
-            pairs = list(zip(connections, group, strict=False))
-            for connection, batch in pairs:
+        sent: list[tuple[writing.Batch, list[int], int]] = []  # by connection; its answers come before those of the next batch
+        disturbed = []
+        while group or sent:
+            for connection, batch in zip(connections, group, strict=False):
                 connection.send(batch.watch if is_empty else batch.probe, _soon())
-            sent = []
-            for connection, batch in pairs:
-                answers = connection.receive(_soon(), batch.WATCHED if is_empty else batch.probed)
-                if is_empty and answers[-1]:
-                    answers = connection.exchange(batch.probe, batch.probed, _soon())
-                transaction, count, written = batch.transaction(answers, restores=restores)
-                connection.send(transaction, _soon())
-                sent.append((connection, batch, written, count))
-            is_empty = not answers[1]
+            earlier, sent, was_empty = sent, [], is_empty
+            for connection, batch, before in zip_longest(connections, group, earlier):
+                last, written, count = before or (None, [], 0)
+                asked = 0 if batch is None else batch.WATCHED if was_empty else batch.probed
+                answers = connection.receive(_soon(), count + asked) if count + asked else []
+                if last is not None and answers[count - 1] is None:
+                    disturbed.append(last)
+                else:
+                    counts.update(dict(zip(names, written, strict=False)))
+                if batch is not None:
+                    held = answers[count:]
+                    if was_empty and held[-1]:
+                        held = connection.exchange(batch.probe, batch.probed, _soon())
+                    transaction, count, written = batch.transaction(held, restores=restores)
+                    connection.send(transaction, _soon())
+                    sent.append((batch, written, count))
+                    is_empty = not held[1]
             group = list(islice(batches, len(connections)))  # laid out while the server works
-            for connection, batch, written, count in sent:
-                done = connection.receive(_soon(), count)[-1] is not None
-                counts.update(dict(zip(names, written if done else self._write_again(connection, batch), strict=True)))
+        for batch in disturbed:
+            counts.update(dict(zip(names, self._write_again(connections[0], batch), strict=True)))
         return counts
 
     def _write_again(self, connection: Connection, batch: writing.Batch) -> list[int]:
