@@ -43,14 +43,13 @@ def connected(settings: Settings) -> Iterator[Settings]:
 def refill(settings: Settings) -> None:
     """Bring an embedded Redis, which keeps nothing on disk, up to the ledger; nothing to do before the first `apply`."""
     from featurestore_dagster.serving.client_base import PROJECT
-    from featurestore_dagster.serving.online_sync import sync_view
+    from featurestore_dagster.serving.online_sync import sync_views
 
     clock = settings.make_clock()
     store, online = PostgresStore(settings.postgres, clock), RedisStore(settings.redis, PROJECT)
     catalogue = CATALOGUE.with_sources(settings.source_names)
     if not store.drift(CATALOGUE):
-        for view in (view for view in CATALOGUE.views if view.online):
-            sync_view(view, store, online, clock.now(), catalogue)
+        sync_views([view for view in CATALOGUE.views if view.online], store, online, clock.now(), catalogue)
 
 
 def up(

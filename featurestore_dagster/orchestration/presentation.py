@@ -12,8 +12,8 @@ import polars as pl
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.model.raw_table import Dataset
-from featurestore_dagster.pipeline.audit import PartitionAudit
 from featurestore_dagster.pipeline.drift import FeatureDrift
+from featurestore_dagster.pipeline.verdict import PartitionAudit
 from featurestore_dagster.projections.data_dictionary import FEATURE_COLUMNS, feature_row
 from featurestore_dagster.projections.postgres_table import PostgresTable
 

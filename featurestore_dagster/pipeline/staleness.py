@@ -3,7 +3,7 @@
 `Pipeline.stale` compares a partition's inputs; here is found which partitions are worth comparing. Asking for runs does not belong here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -11,6 +11,7 @@ import polars as pl
 
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.features.raw_tables import US_MACRO
+from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.pipeline.blocks.published import SETTLING
@@ -111,6 +112,15 @@ def reads(view: FeatureView, stream: Stream, *, mart: bool = True) -> set[str]:
     names = {dataset_relation(dataset).name for dataset in stream.inputs}
     names |= {stream_relation(member, part).name for member in view.members for part in member.streams}
     return names | ({dataset_relation(MART_SOURCE).name} if mart and view.mart else set())
+
+
+def dependents(catalogue: Catalogue, written: Collection[str]) -> list[str]:
+    """Labels of the views that follow when rows of these relations are written, directly or by way of another view; in declared order."""
+    streams = [(view, stream) for view in catalogue.views for stream in filter(catalogue.is_fed, view.streams)]
+    changed = set(written)
+    while more := {stream_relation(*pair).name for pair in streams if not changed.isdisjoint(reads(*pair))} - changed:
+        changed |= more
+    return list(dict.fromkeys(view.label for view, stream in streams if stream_relation(view, stream).name in changed - set(written)))
 
 
 class _RememberingLedger(Ledger):

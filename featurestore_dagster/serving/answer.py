@@ -30,6 +30,9 @@ class Status(StrEnum):
     OUTSIDE_MAX_AGE = "OUTSIDE_MAX_AGE"
 
 
+STATUSES = tuple(Status)
+
+
 class ViewState(NamedTuple):
     """Where one view's values of one entity come from; times are None, and flags 0, when no row was found.
 
@@ -156,6 +159,28 @@ class OnlineFeatures:
     as_of: datetime
     plan: ReadPlan
     rows: tuple[OnlineRow, ...]
+
+    def status_counts(self) -> tuple[int, ...]:
+        """Number of values of each status, in the order of `Status`."""
+        present, *missing = STATUSES
+        counts = [0] * len(STATUSES)
+        counted: object = None
+        number = 0
+        for row in self.rows:
+            if row.statuses is not counted:  # rows that miss nothing share one
+                counted, number = row.statuses, row.statuses.count(present)
+            counts[0] += number
+            if number != len(row.statuses):
+                for place, status in enumerate(missing, start=1):
+                    counts[place] += row.statuses.count(status)
+        return tuple(counts)
+
+    def tier_counts(self) -> dict[str, int]:
+        """Number of views of entities that each tier answered: a tier answers a view for all entities."""
+        counts: dict[str, int] = {}
+        for state in self.rows[0].states if self.rows else ():
+            counts[state.tier] = counts.get(state.tier, 0) + len(self.rows)
+        return counts
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: instants as ISO text, statuses and units as their names."""

@@ -1,6 +1,7 @@
 """The client for an event loop: the reads of `client.FeatureStoreClient`, awaited."""
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 import polars as pl
 
+from featurestore_dagster.errors import FeatureStoreError
 from featurestore_dagster.serving.answer import OnlineFeatures
 from featurestore_dagster.serving.client_base import FIRST_CONNECT_SECONDS, ClientBase
 from featurestore_dagster.serving.coverage import Coverage, coverage
@@ -71,11 +73,16 @@ class AsyncFeatureStoreClient(ClientBase):
         """See `FeatureStoreClient.get_online_features`."""
         if not self._is_warm:
             await self.warm_up(FIRST_CONNECT_SECONDS)
-        with self._recorded() as answers:
+        started = time.perf_counter()
+        try:
             request = online_request(self.catalogue, features, entity_rows, entity_ids, historical=as_of_timestamp is not None)
             ladder, policy = self._route(as_of_timestamp, policy)
-            answers.append(await ladder.read_async(request.plan, request.entities, policy, as_of_timestamp))
-        return answers[0]
+            answer = await ladder.read_async(request.plan, request.entities, policy, as_of_timestamp)
+        except FeatureStoreError as error:
+            self._recorder.refused(time.perf_counter() - started, error)
+            raise
+        self._recorder.answered(time.perf_counter() - started, answer)
+        return answer
 
     async def get_feature_vector(
         self,

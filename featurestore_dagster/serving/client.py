@@ -3,6 +3,7 @@
 For an event loop there is `async_client`; what both share is in `client_base`.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 import polars as pl
 
-from featurestore_dagster.errors import RefusedError
+from featurestore_dagster.errors import FeatureStoreError, RefusedError
 from featurestore_dagster.serving.answer import OnlineFeatures
 from featurestore_dagster.serving.client_base import FIRST_CONNECT_SECONDS, ClientBase
 from featurestore_dagster.serving.coverage import Coverage, coverage
@@ -86,11 +87,16 @@ class FeatureStoreClient(ClientBase):
         """
         if not self._is_warm:
             self.warm_up(FIRST_CONNECT_SECONDS)
-        with self._recorded() as answers:
+        started = time.perf_counter()
+        try:
             request = online_request(self.catalogue, features, entity_rows, entity_ids, historical=as_of_timestamp is not None)
             ladder, policy = self._route(as_of_timestamp, policy)
-            answers.append(ladder.read(request.plan, request.entities, policy, as_of_timestamp))
-        return answers[0]
+            answer = ladder.read(request.plan, request.entities, policy, as_of_timestamp)
+        except FeatureStoreError as error:
+            self._recorder.refused(time.perf_counter() - started, error)
+            raise
+        self._recorder.answered(time.perf_counter() - started, answer)
+        return answer
 
     def get_feature_vector(
         self,

@@ -1,8 +1,5 @@
 """What the blocking and the asynchronous client share: stores, tiers, what needs no waiting. Reading values belongs to the two."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -11,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from featurestore_dagster.errors import FeatureStoreError, MalformedDataError, RefusedError
+from featurestore_dagster.errors import MalformedDataError, RefusedError
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.time import Clock
@@ -212,15 +209,3 @@ class ClientBase:
 
     def _vector(self, service: str, answer: OnlineFeatures, fitted: Statistics | None, *, allow_null: bool) -> FeatureVector:
         return feature_vector(self.catalogue.service(service), answer.rows[0], answer.as_of, statistics=fitted, allow_null=allow_null)
-
-    @contextmanager
-    def _recorded(self) -> Iterator[list[OnlineFeatures]]:
-        """Record what the block appends, or the error that leaves it."""
-        answers: list[OnlineFeatures] = []
-        started = time.perf_counter()
-        try:
-            yield answers
-        except FeatureStoreError as error:
-            self._recorder.refused(time.perf_counter() - started, error)
-            raise
-        self._recorder.answered(time.perf_counter() - started, answers[0])

@@ -48,7 +48,7 @@ class TierRead:
     A view is unanswered where `answered` is False: then its rows mean nothing.
     """
 
-    rows: Rows
+    rows: Sequence[Sequence[StoredRow | None]]
     answered: tuple[bool, ...]
 
 
@@ -238,7 +238,7 @@ class Ladder:
                 continue
             try:
                 seconds = tier.allowance(left)
-                asked = [plan.views[index] for index in pending]
+                asked = plan.views if len(pending) == len(tiers) else [plan.views[index] for index in pending]
                 found = yield tier, Question(asked, entities, now, seconds, policy.coherent)
             except StoreUnavailableError as error:
                 if seconds >= FAIR_SECONDS:

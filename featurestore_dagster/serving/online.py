@@ -7,17 +7,25 @@ status OUTSIDE_MAX_AGE when its age, counted in open-market time, reaches the TT
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
+from itertools import repeat
+from operator import ge, itemgetter
+from typing import NamedTuple
 
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.errors import PointInTimeViolation
 from featurestore_dagster.serving.answer import EPOCH, OnlineFeatures, OnlineRow, Status, ViewState
 from featurestore_dagster.serving.plan import ReadPlan
-from featurestore_dagster.stores.redis import ABSENT, StoredRow
+from featurestore_dagster.stores.redis import ABSENT, Heads, StoredRow, WholeRow
 
 MICROSECOND = timedelta(microseconds=1)
 
 Head = tuple[int, int | None, int, str | None]
 """The part of a stored row that its state depends on: event time, known-at, flags, stream. Many entities share one."""
+
+Judged = tuple[Sequence[float | int | None], Sequence[Status], Sequence[ViewState]]
+"""Values and statuses in the order asked, and a state for each view."""
+
+PRESENT, NULL_VALUE = Status.PRESENT, Status.NULL_VALUE
 
 
 def judged(
@@ -42,43 +50,9 @@ def judged(
         PointInTimeViolation: A value of the answer would be from after `now`.
         UnknownPartitionError: A row, or `now`, lies outside the range of a calendar.
     """
-    moment = (now - EPOCH) // MICROSECOND
-    limit = None if max_age is None else max_age // MICROSECOND
-    opened: dict[str, int] = {}
-    views: list[tuple[ViewState, Mapping[str | None, tuple[str, int]], dict[Head, tuple[ViewState, bool]], int]] = [
-        (_nothing(tier), ageing, {}, len(names)) for (_, names), ageing, tier in zip(plan.views, plan.ageing, tiers, strict=True)
-    ]
-    all_present, order = (Status.PRESENT,) * len(plan.references), plan.order
-    answered = []
-    for entity, stored in zip(entities, rows, strict=True):
-        numbers: list[float | int | None] = []
-        states: list[ViewState] = []
-        exceptions: list[tuple[int, list[Status]]] = []
-        for (nothing, ageing, known, width), row in zip(views, stored, strict=True):
-            state, gives = nothing, False
-            if row is not None:
-                head = row[:4]
-                found = known.get(head)
-                if found is None:
-                    found = known[head] = _state(head, nothing, ageing, moment, limit, opened)
-                state, gives = found
-            states.append(state)
-            if row is not None and gives and row[5]:
-                numbers += row[4]  # type: ignore[arg-type] # a whole row has no ABSENT
-            elif row is None or state is nothing:
-                exceptions.append((len(numbers), [Status.NOT_FOUND] * width))
-                numbers += [None] * width
-            else:
-                there, null = (Status.PRESENT, Status.NULL_VALUE) if gives else (Status.OUTSIDE_MAX_AGE, Status.OUTSIDE_MAX_AGE)
-                statuses = [Status.NOT_FOUND if value is ABSENT else null if value is None else there for value in row[4]]
-                exceptions.append((len(numbers), statuses))
-                numbers += [value if status is Status.PRESENT else None for value, status in zip(row[4], statuses, strict=True)]  # type: ignore[misc]
-        answered.append(OnlineRow(plan, entity, numbers, _merged(all_present, exceptions), states))
-    if order is not None:
-        for given in answered:
-            given.numbers = [given.numbers[position] for position in order]
-            given.statuses = [given.statuses[position] for position in order]
-    refuse_future((state for _, _, known, _ in views for state, _ in known.values()), now)
+    judge = _Judge(plan, tiers, (now - EPOCH) // MICROSECOND, None if max_age is None else max_age // MICROSECOND)
+    answered = [OnlineRow(plan, entity, *judge.judged(stored)) for entity, stored in zip(entities, rows, strict=True)]
+    refuse_future(judge.states_to_check(), now)
     return OnlineFeatures(now, plan, tuple(answered))
 
 
@@ -89,13 +63,14 @@ def refuse_future(states: Iterable[ViewState], as_of: datetime) -> None:
         PointInTimeViolation: An event time or known-at lies after `as_of`.
     """
     moment = (as_of - EPOCH) // MICROSECOND
-    for state in states:
-        for name, microseconds in (("event time", state.event_microseconds), ("known-at", state.known_microseconds)):
-            if microseconds is not None and microseconds > moment:
-                raise PointInTimeViolation(
-                    f"{state.tier} gave a row whose {name} is {(microseconds - moment) / 1e6:g} s after {as_of.isoformat()}; nothing of "
-                    "the answer is returned"
-                )
+    for tier, event, known_at, _, _ in states:
+        if (event is None or event <= moment) and (known_at is None or known_at <= moment):
+            continue
+        name, microseconds = ("event time", event) if event is not None and event > moment else ("known-at", known_at or 0)
+        raise PointInTimeViolation(
+            f"{tier} gave a row whose {name} is {(microseconds - moment) / 1e6:g} s after {as_of.isoformat()}; nothing of the answer is "
+            "returned"
+        )
 
 
 @lru_cache(maxsize=16)
@@ -104,31 +79,117 @@ def _nothing(tier: str) -> ViewState:
     return ViewState(tier)
 
 
-def _state(
-    head: Head, nothing: ViewState, ageing: Mapping[str | None, tuple[str, int]], moment: int, limit: int | None, opened: dict[str, int]
-) -> tuple[ViewState, bool]:
-    """The state of rows with this head, and whether they give their values; `opened` is the open time until the moment, by calendar."""
-    event, known_at, flags, stream = head
-    if event > moment or (known_at is not None and known_at > moment):
-        return nothing, False
-    name, time_to_live = ageing.get(stream) or ageing[None]
-    if name not in opened:
-        opened[name] = calendar(name).open_microseconds_at(moment)
-    age = opened[name] - _open_microseconds(name, event)
-    bound = time_to_live if limit is None else min(time_to_live, limit)
-    return ViewState(nothing.tier, event, known_at, age, flags), age < bound
+class _Judge:
+    """What one answer shares between its entities, most of which are of the same bars."""
+
+    def __init__(self, plan: ReadPlan, tiers: Sequence[str], moment: int, limit: int | None) -> None:
+        self._plan = plan
+        self._tiers = tiers
+        self._moment = moment
+        self._limit = limit
+        self._arranged = None if plan.order is None else itemgetter(*plan.order)
+        self._all_present = (PRESENT,) * len(plan.references)
+        self._open_now: dict[str, int] = {}
+        self._of_heads: dict[Heads, tuple[ViewState, ...] | None] = {}
+        self._of_head: dict[tuple[int, Head], tuple[ViewState, bool]] = {}
+
+    def states_to_check(self) -> list[ViewState]:
+        """The states that rows of the answer have, but for those whose heads are known to be of the past."""
+        late = [state for heads, states in self._of_heads.items() if heads.newest_microseconds > self._moment for state in states or ()]
+        return late + [state for state, _ in self._of_head.values()]
+
+    def judged(self, stored: Sequence[StoredRow | None]) -> Judged:
+        """What is worth of one entity's rows."""
+        if type(stored) is not WholeRow:
+            return self._view_by_view(stored)
+        heads = stored.heads
+        if heads in self._of_heads:
+            states = self._of_heads[heads]
+        else:
+            states = self._of_heads[heads] = self._states(heads)
+        if states is None:
+            return self._view_by_view(stored)
+        numbers = stored.values if self._arranged is None else self._arranged(stored.values)
+        if heads.with_nulls:
+            return numbers, [NULL_VALUE if number is None else PRESENT for number in numbers], states
+        return numbers, self._all_present, states
+
+    def _states(self, heads: Heads) -> tuple[ViewState, ...] | None:
+        """The states of rows with these heads, None unless every view gives its values."""
+        if heads.newest_microseconds > self._moment:
+            return None
+        lives = _lives(self._plan, heads)
+        open_now = {name: self._open_until_now(name) for name in set(lives.calendars)}
+        ages = [open_now[name] - until_event for name, until_event in zip(lives.calendars, lives.open_until_event, strict=True)]
+        if any(map(ge, ages, lives.times_to_live)) or (self._limit is not None and max(ages) >= self._limit):
+            return None
+        return tuple(map(tuple.__new__, repeat(ViewState), zip(self._tiers, lives.events, lives.known_at, ages, lives.flags, strict=True)))
+
+    def _view_by_view(self, stored: Sequence[StoredRow | None]) -> Judged:
+        numbers: list[float | int | None] = []
+        statuses: list[Status] = []
+        states: list[ViewState] = []
+        for position, (row, (_, names), tier) in enumerate(zip(stored, self._plan.views, self._tiers, strict=True)):
+            state, gives = _nothing(tier), False
+            if row is not None:
+                key = position, row[:4]
+                found = self._of_head.get(key)
+                if found is None:
+                    found = self._of_head[key] = self._state(*key, tier)
+                state, gives = found
+            states.append(state)
+            if row is None or state.event_microseconds is None:
+                statuses += [Status.NOT_FOUND] * len(names)
+                numbers += [None] * len(names)
+            elif gives and row.is_whole:
+                statuses += [PRESENT] * len(names)
+                numbers += row.values  # type: ignore[arg-type] # a whole row has no ABSENT
+            else:
+                there, null = (PRESENT, NULL_VALUE) if gives else (Status.OUTSIDE_MAX_AGE, Status.OUTSIDE_MAX_AGE)
+                own = [Status.NOT_FOUND if value is ABSENT else null if value is None else there for value in row.values]
+                statuses += own
+                numbers += [value if status is PRESENT else None for value, status in zip(row.values, own, strict=True)]  # type: ignore[misc]
+        if self._arranged is None:
+            return numbers, statuses, states
+        return self._arranged(numbers), self._arranged(statuses), states
+
+    def _state(self, view: int, head: Head, tier: str) -> tuple[ViewState, bool]:
+        """The state of a view's rows with this head, and whether they give their values."""
+        event, known_at, flags, stream = head
+        if event > self._moment or (known_at is not None and known_at > self._moment):
+            return _nothing(tier), False
+        ageing = self._plan.ageing[view]
+        name, time_to_live = ageing.get(stream) or ageing[None]
+        age = self._open_until_now(name) - _open_until(name, event)
+        return ViewState(tier, event, known_at, age, flags), age < time_to_live and (self._limit is None or age < self._limit)
+
+    def _open_until_now(self, name: str) -> int:
+        if name not in self._open_now:
+            self._open_now[name] = calendar(name).open_microseconds_at(self._moment)
+        return self._open_now[name]
 
 
-def _merged(all_present: tuple[Status, ...], exceptions: Sequence[tuple[int, list[Status]]]) -> Sequence[Status]:
-    """PRESENT, but for the runs that begin at given positions; with a feature asked for twice the runs are shorter than the whole."""
-    if not exceptions:
-        return all_present
-    statuses = list(all_present)
-    for start, found in exceptions:
-        statuses[start : start + len(found)] = found
-    return statuses
+class _Lives(NamedTuple):
+    """What does not change while rows age: a column for each part of their states, and of what these are found by."""
+
+    events: tuple[int, ...]
+    known_at: tuple[int, ...]
+    flags: tuple[int, ...]
+    calendars: tuple[str, ...]
+    open_until_event: tuple[int, ...]
+    times_to_live: tuple[int, ...]
+
+
+@lru_cache(maxsize=4096)
+def _lives(plan: ReadPlan, heads: Heads) -> _Lives:
+    events, known_at, flags, streams = zip(*heads.of, strict=True)
+    calendars, times_to_live = zip(
+        *(ageing.get(name) or ageing[None] for ageing, name in zip(plan.ageing, streams, strict=True)), strict=True
+    )
+    return _Lives(events, known_at, flags, calendars, tuple(map(_open_until, calendars, events)), times_to_live)
 
 
 @lru_cache(maxsize=65_536)
-def _open_microseconds(name: str, microseconds: int) -> int:
+def _open_until(name: str, microseconds: int) -> int:
+    """Open-market microseconds of a calendar until an event, which many rows share."""
     return calendar(name).open_microseconds_at(microseconds)

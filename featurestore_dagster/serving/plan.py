@@ -23,6 +23,7 @@ class ReadPlan:
     `order` maps these tuples, chained, to `references`: None when that is already the order asked. `view_of` is the position in `views` of
     each reference. `join_keys` says for each key needed which view needs it. `ageing` says for each of `views` how a row ages: stream name
     -> calendar name and TTL in microseconds of open time; None stands for a row whose stream is not known, which ages as the view's first.
+    `training_only` names the views that are never online.
     """
 
     references: tuple[str, ...]
@@ -32,6 +33,7 @@ class ReadPlan:
     view_of: tuple[int, ...]
     join_keys: Mapping[str, str]
     ageing: tuple[Mapping[str | None, tuple[str, int]], ...]
+    training_only: tuple[str, ...]
 
     def refuse_incomplete(self, entity_rows: Sequence[Mapping[str, str]]) -> None:
         """Check that every entity row has the join keys; others are ignored.
@@ -123,6 +125,7 @@ def _resolved(pairs: Iterable[tuple[FeatureView, Feature]]) -> ReadPlan:
         view_of=tuple(view_positions[view.label] for view, _ in pairs),
         join_keys={key: view.label for view, _ in reversed(wanted.values()) for key in view.join_keys},
         ageing=tuple(_ageing(view) for view, _ in wanted.values()),
+        training_only=tuple(sorted(label for label, (view, _) in wanted.items() if not (view.online or view.is_superseded))),
     )
 
 

@@ -10,6 +10,7 @@ from featurestore_dagster.serving.ladder import Question, TierRead
 from featurestore_dagster.stores.redis import OnlineRead, RedisStore
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
 
 
 class RedisTier:
@@ -44,22 +45,17 @@ class RedisTier:
 
     def _believed(self, question: Question, found: OnlineRead) -> TierRead:
         newest = self._newest_publications
-        moment = (question.now - EPOCH) // timedelta(microseconds=1)
-        unfit = {
-            position
-            for row in found.rows
-            for position, stored in enumerate(row)
-            if stored is not None and (stored.event_microseconds > moment or (stored.known_microseconds or 0) > moment)
-        }
+        unfit = found.after((question.now - EPOCH) // MICROSECOND)
         if question.coherent:
             unfit |= found.incoherent()
         answered = []
         for position, ((view, _), publication_id) in enumerate(zip(question.views, found.publication_ids, strict=True)):
-            # Number 0 is no publication: Redis is being filled.
-            known = bool(publication_id) and publication_id >= newest.get(view.label, 0)  # type: ignore[operator]
-            if publication_id is not None and known:
-                newest[view.label] = publication_id
-            answered.append(view.online and known and position not in unfit)
+            label = view.label
+            if publication_id and publication_id >= newest.get(label, 0):  # number 0 is no publication: Redis is being filled
+                newest[label] = publication_id
+                answered.append(view.online and position not in unfit)
+            else:
+                answered.append(False)
         return TierRead(found.rows, tuple(answered))
 
     def warm_up(self, timeout_seconds: float) -> bool:

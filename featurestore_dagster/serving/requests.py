@@ -46,10 +46,11 @@ def online_request(
         RefusedError: More values than one request may ask for.
     """
     resolved = plan(catalogue, features)
-    if not historical and (offline := sorted({view.label for view, _ in resolved.views if not (view.online or view.is_superseded)})):
+    if resolved.training_only and not historical:
         asked = features if isinstance(features, str) else ", ".join(features)
         raise NotOnlineError(
-            f"{asked}: {', '.join(offline)} is for training only and never online; read it with get_historical_features or as of an instant"
+            f"{asked}: {', '.join(resolved.training_only)} is for training only and never online; read it with get_historical_features or "
+            "as of an instant"
         )
     if entity_rows and entity_ids:
         raise MalformedDataError("give entity_rows or entity_ids, not both")

@@ -7,15 +7,13 @@ import time
 from collections import Counter, deque
 from dataclasses import dataclass
 from statistics import quantiles
-from typing import NamedTuple
+from typing import TypeAlias
 
 from featurestore_dagster.errors import PointInTimeViolation, RefusedError
 from featurestore_dagster.serving.answer import OnlineFeatures, Status
 
 REMEMBERED_READS = 100_000
 LONGEST_WINDOW_MINUTES = 24 * 60
-
-STATUSES = (Status.PRESENT, Status.NULL_VALUE, Status.NOT_FOUND, Status.OUTSIDE_MAX_AGE)
 
 
 @dataclass(frozen=True)
@@ -37,12 +35,11 @@ class RetrievalStatistics:
     errors: dict[str, int]
 
 
-class _Read(NamedTuple):
-    ended: float
-    seconds: float
-    statuses: tuple[int, ...]
-    tiers: dict[str, int]
-    error: str | None
+Read: TypeAlias = tuple[float, float, tuple[int, ...], tuple[tuple[str, int], ...], str | None]
+"""When it ended, its seconds, values by status, views of entities by tier, the type of its error.
+
+A plain tuple of plain values: the garbage collector forgets those, and must not look at 100,000 others again and again.
+"""
 
 
 class RetrievalRecorder:
@@ -50,23 +47,15 @@ class RetrievalRecorder:
 
     def __init__(self) -> None:
         """Nothing is remembered yet."""
-        self._reads: deque[_Read] = deque(maxlen=REMEMBERED_READS)
+        self._reads: deque[Read] = deque(maxlen=REMEMBERED_READS)
 
     def answered(self, seconds: float, answer: OnlineFeatures) -> None:
         """A read that came back."""
-        statuses, tiers = [0] * len(STATUSES), Counter[str]()
-        for row in answer.rows:
-            present = row.statuses.count(Status.PRESENT)
-            statuses[0] += present
-            if present != len(row.statuses):
-                for number, status in enumerate(STATUSES[1:], start=1):
-                    statuses[number] += row.statuses.count(status)
-            tiers.update([state.tier for state in row.states])
-        self._reads.append(_Read(time.monotonic(), seconds, tuple(statuses), dict(tiers), None))
+        self._reads.append((time.monotonic(), seconds, answer.status_counts(), tuple(answer.tier_counts().items()), None))
 
     def refused(self, seconds: float, error: Exception) -> None:
         """A read that raised."""
-        self._reads.append(_Read(time.monotonic(), seconds, (), {}, type(error).__name__))
+        self._reads.append((time.monotonic(), seconds, (), (), type(error).__name__))
 
     def statistics(self, window_minutes: float) -> RetrievalStatistics:
         """Summary of the reads that ended within the window.
@@ -77,16 +66,16 @@ class RetrievalRecorder:
         if not 0 < window_minutes <= LONGEST_WINDOW_MINUTES:
             raise RefusedError(f"window_minutes={window_minutes!r}; allowed: above 0, at most {LONGEST_WINDOW_MINUTES}")
         since = time.monotonic() - window_minutes * 60
-        reads = [read for read in list(self._reads) if read.ended >= since]
+        reads = [read for read in list(self._reads) if read[0] >= since]
         statuses, tiers, errors = Counter[str](), Counter[str](), Counter[str]()
         milliseconds = []
-        for read in reads:
-            if read.error is not None:
-                errors[read.error] += 1
+        for _, seconds, by_status, by_tier, error in reads:
+            if error is not None:
+                errors[error] += 1
                 continue
-            milliseconds.append(read.seconds * 1000)
-            statuses.update({status.value: count for status, count in zip(STATUSES, read.statuses, strict=True) if count})
-            tiers.update(read.tiers)
+            milliseconds.append(seconds * 1000)
+            statuses.update({status.value: count for status, count in zip(Status, by_status, strict=True) if count})
+            tiers.update(dict(by_tier))
         cuts = quantiles(milliseconds, n=100, method="inclusive") if len(milliseconds) > 1 else milliseconds * 99
         values = sum(statuses.values())
         return RetrievalStatistics(

@@ -27,7 +27,7 @@ DURATIONS = Histogram(
 )
 IN_PROGRESS = Gauge(metrics.REQUESTS_IN_PROGRESS.name, metrics.REQUESTS_IN_PROGRESS.help, multiprocess_mode="livesum")
 
-_statuses = {status: VALUES.labels(status.value) for status in Status}
+_statuses = [VALUES.labels(status.value) for status in Status]
 
 
 class _Series(NamedTuple):
@@ -53,21 +53,10 @@ def answered(route: str, status: int, seconds: float) -> None:
 
 def read(answer: OnlineFeatures) -> None:
     """Values were read for a request."""
-    tiers: dict[str, int] = {}
-    present = total = 0
-    counted: object = None
-    for row in answer.rows:
-        if row.statuses is not counted:  # rows that miss nothing share one
-            counted, present = row.statuses, row.statuses.count(Status.PRESENT)
-        total += present
-        if present != len(row.statuses):
-            for status in (Status.NULL_VALUE, Status.NOT_FOUND, Status.OUTSIDE_MAX_AGE):
-                if count := row.statuses.count(status):
-                    _statuses[status].inc(count)
-        for state in row.states:
-            tiers[state.tier] = tiers.get(state.tier, 0) + 1
-    _statuses[Status.PRESENT].inc(total)
-    for tier, count in tiers.items():
+    for series, count in zip(_statuses, answer.status_counts(), strict=True):
+        if count:
+            series.inc(count)
+    for tier, count in answer.tier_counts().items():
         _tier(tier).inc(count)
 
 

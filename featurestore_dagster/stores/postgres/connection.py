@@ -74,6 +74,12 @@ class Reader:
         self.statement = functools.partial(adbc_driver_manager.AdbcStatement, connection)
         self.close = weakref.finalize(self, _close, self.quoting, connection, database)
 
+    def execute(self, command: str) -> None:
+        """Run a statement without result."""
+        with contextlib.closing(self.statement()) as statement:
+            statement.set_sql_query(command)
+            statement.execute_update()
+
     def read(self, query: Query, parameters: dict[str, Any] | None) -> pl.DataFrame:
         """Result of a query, parameters inlined."""
         text = psycopg.ClientCursor(self.quoting).mogrify(query, parameters)

@@ -4,7 +4,7 @@ Computing and auditing do not belong here (see `pipeline`), nor does Redis.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -82,25 +82,39 @@ class PostgresStore:
         as_of: datetime | None = None,
         priority: Sequence[str] = (),
         all_versions: bool = False,
+        symbols: Sequence[str] | None = None,
     ) -> pl.DataFrame:
         """Rows of a dataset with start < event_timestamp <= end, one per key and event time, as known at `as_of` (default: now).
 
         Among versions the greatest known-at wins; among sources with the same known-at the earlier one in `priority`. With `all_versions`
-        each one comes. Columns: the dataset's canonical schema; sorted by key and event time, the greatest known-at first.
+        each one comes. Columns: the dataset's canonical schema; sorted by key and event time, the greatest known-at first. `symbols`
+        restricts the symbol to those given.
         """
         key = [*dataset.table.key, "event_timestamp"]
         query = sql.SQL(
             "select {distinct} {columns} from {table} where dataset = %(scope)s and event_timestamp > %(start)s"
-            " and event_timestamp <= %(end)s and known_at <= %(as_of)s"
+            " and event_timestamp <= %(end)s and known_at <= %(as_of)s and {symbols}"
             " order by {key}, known_at desc, array_position(%(priority)s::text[], source) nulls last"
         ).format(
             distinct=sql.SQL("") if all_versions else sql.SQL("distinct on ({})").format(_names(key)),
             key=_names(key),
             columns=_names(dataset.table.schema),
             table=sql.Identifier("raw", dataset.table.name),
+            symbols=sql.SQL("true" if symbols is None else "symbol = any(%(symbols)s)"),
         )
         parameters = {"scope": dataset.name, "start": start, "end": end, "as_of": as_of or self.clock.now(), "priority": list(priority)}
+        if symbols is not None:
+            parameters["symbols"] = list(symbols)
         return read_frame(self.settings, query, parameters, dataset.table.schema)
+
+    def symbols(self, dataset: Dataset) -> list[str]:
+        """Every symbol that a dataset ever had a row of, ascending: an index look-up for each, however many rows there are."""
+        query = sql.SQL(
+            "with recursive found as ((select min(symbol) as symbol from {table} where dataset = %(scope)s) union all"
+            " select (select min(symbol) from {table} where dataset = %(scope)s and symbol > found.symbol) from found"
+            " where found.symbol is not null) select symbol from found where symbol is not null"
+        ).format(table=sql.Identifier("raw", dataset.table.name))
+        return read_frame(self.settings, query, {"scope": dataset.name}, {"symbol": pl.String()})["symbol"].to_list()
 
     def restatements(self, dataset: Dataset, symbols: Sequence[str], start: datetime, end: datetime) -> list[datetime]:
         """Instants, ascending, at which what was known of these symbols' rows (start < event_timestamp <= end) changed backwards.
@@ -258,7 +272,7 @@ class PostgresStore:
     def publish(
         self,
         relation: Relation,
-        rows: pl.DataFrame,
+        rows: pl.DataFrame | Iterable[pl.DataFrame],
         partitions: Sequence[str],
         *,
         quarantined: pl.DataFrame | None = None,
@@ -271,7 +285,8 @@ class PostgresStore:
 
         Args:
             relation: What is written; an advisory lock keeps other writers of its table out until the commit.
-            rows: Audited rows of these partitions, columns `relation.frame_schema`; several of one identity are vintages.
+            rows: Audited rows of these partitions, columns `relation.frame_schema`; several of one identity are vintages. In parts, when
+                they do not fit into memory together: no entity is in two of them.
             partitions: Every partition that was computed, also those without rows.
             quarantined: Columns `partition_key`, `row` (JSON text), `reasons` (list of text).
             inputs: Per partition, newest publication id read of each input relation.

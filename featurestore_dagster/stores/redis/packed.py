@@ -1,24 +1,22 @@
 """A view's row in one piece, beside Feast's fields: what a read costs nothing to decode.
 
-    key     Feast's key of the entity in braces (one slot of a cluster): a hash with one field for each view
-    field   the view's name
+    key     `project:rows:join keys:view`: a hash with one field for each entity
+    field   for each join key sorted by name: u32le length, text
     value   i64le event time, i64le known-at (microseconds), u32le flags (bit 31: the row has NULLs), u32le schema, u32le stream, then eight
             bytes for each feature in declared order: f64le, or i64le for codes; NULL is NaN, or the least integer
 
 Feast's hash holds two entries for each feature, and Redis looks through them one by one: reading 100 features there costs the server ten
-times what it costs here. Feast ignores this key. Where `_ts:<view>` in Feast's hash names another instant, a stock Feast client wrote after
-us, and where the schema is another one, the declaration changed: then the row is read from Feast's fields. Talking to Redis does not belong
-here.
+times what it costs here. A second key for each entity would take 90 bytes more. Feast ignores this key. Where `_ts:<view>` in Feast's hash
+names another instant, a stock Feast client wrote after us, and where the schema is another one, the declaration changed: then the row is
+read from Feast's fields. Talking to Redis does not belong here.
 """
 
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from enum import Enum
 from functools import lru_cache
-from itertools import repeat
-from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import polars as pl
 
@@ -28,12 +26,11 @@ from featurestore_dagster.model.units import Unit
 from featurestore_dagster.stores.redis import layout
 
 _HEADER = struct.Struct("<qqIII")
+_LENGTH = struct.Struct("<I")
 _TIMES = struct.Struct("<qq")
 HEADER_BYTES = _HEADER.size
-_HEAD = itemgetter(slice(0, HEADER_BYTES))
+FEATURE_BYTES = 8
 REMEMBERED_HEADERS = 4096
-FEW_ROWS = 4
-"""Below it, rows are unpacked one by one: laying out columns costs more."""
 HAS_NULLS = 1 << 31
 NULL_CODE = -(1 << 63)
 
@@ -80,9 +77,15 @@ class Header(NamedTuple):
     is_readable: bool
 
 
-def packed_key(entity_key: bytes) -> bytes:
-    """Redis key of an entity's packed rows."""
-    return b"{" + entity_key + b"}"
+def rows_key(project: str, join_keys: Iterable[str], view_name: str) -> bytes:
+    """Redis key of a view's packed rows; `view_name` may be a pattern."""
+    return f"{project}:rows:{','.join(sorted(join_keys))}:{view_name}".encode()
+
+
+def entity_fields(columns: Mapping[str, Iterable[str]]) -> list[bytes]:
+    """Fields of entities given as columns: join key -> values, one per entity."""
+    texts = [[text.encode() for text in columns[name]] for name in sorted(columns)]
+    return [b"".join([_LENGTH.pack(len(text)) + text for text in row]) for row in zip(*texts, strict=True)]
 
 
 def times_of(packed: bytes) -> tuple[int, int]:
@@ -101,7 +104,6 @@ class PackedView:
 
     def __init__(self, view: FeatureView) -> None:
         self.name = view.name
-        self.field = view.name.encode()
         self.feature_names = view.feature_names
         self.codes = frozenset(feature.name for feature in view.features if feature.indicator.unit is Unit.CODE)
         self.schema = checksum(",".join(f"{name}:{'q' if name in self.codes else 'd'}" for name in self.feature_names))
@@ -138,40 +140,27 @@ class PackedView:
         joined, width = packed.tobytes(), packed.dtype.itemsize
         return [joined[start : start + width] for start in range(0, len(joined), width)]
 
-    def reader(self, names: Sequence[str]) -> Callable[[Sequence[bytes | None], Sequence[bytes | None]], list[StoredRow | None]]:
-        """A function that unpacks rows, given with the `_ts` fields beside them, into the values of `names`, in their order.
+    def value_format(self, wanted: Container[str]) -> str:
+        """How `struct` unpacks the features of `wanted`, in declared order, and skips the others."""
+        return "".join(("q" if name in self.codes else "d") if name in wanted else f"{FEATURE_BYTES}x" for name in self.feature_names)
+
+    def reader(self, names: Sequence[str]) -> Callable[[bytes | None, bytes | None], StoredRow | None]:
+        """A function that unpacks a row, given with the `_ts` field beside it, into the values of `names`, in their order.
 
         It returns None where Redis holds no row, and STALE_ROW where Feast's fields must be read.
         """
         wanted = set(names)
         declared = [name for name in self.feature_names if name in wanted]
-        formats = [("q" if name in self.codes else "d") if name in wanted else "8x" for name in self.feature_names]
-        unpack = struct.Struct(f"<{HEADER_BYTES}x" + "".join(formats)).unpack
+        unpack = struct.Struct(f"<{HEADER_BYTES}x" + self.value_format(wanted)).unpack
         positions = [declared.index(name) for name in names]
         are_codes = [name in self.codes for name in names]
         in_order = list(names) == declared
-        whole: dict[bytes, tuple[bytes, int, int, int, str | None]] = {}
 
-        def read(packed: Sequence[Any], timestamps: Sequence[bytes | None]) -> list[StoredRow | None]:
-            if len(packed) < FEW_ROWS:
-                return list(map(read_one, packed, timestamps))
-            try:
-                stamps, events, known, flags, streams = zip(*map(whole.__getitem__, map(_HEAD, packed)), strict=True)
-            except (KeyError, TypeError):  # a new header, one that is not for this path, or no row
-                return list(map(read_one, packed, timestamps))
-            if stamps != timestamps:
-                return list(map(read_one, packed, timestamps))
-            fields = zip(events, known, flags, streams, map(unpack, packed), repeat(True))
-            return list(map(tuple.__new__, repeat(StoredRow), fields))
-
-        def read_one(packed: bytes | None, timestamp: bytes | None) -> StoredRow | None:
+        def read(packed: bytes | None, timestamp: bytes | None) -> StoredRow | None:
             if timestamp is None:
                 return None
             if packed is None:
                 return STALE_ROW
-            found = whole.get(packed[:HEADER_BYTES])
-            if found is not None and found[0] == timestamp:
-                return tuple.__new__(StoredRow, (*found[1:], unpack(packed), True))
             header = self.header(packed[:HEADER_BYTES])
             if header.event_microseconds != layout.decode_timestamp(timestamp) or not header.is_readable:
                 return STALE_ROW
@@ -179,10 +168,6 @@ class PackedView:
             if header.has_nulls or not in_order:
                 chosen = [values[position] for position in positions]
                 values = tuple([None if (v == NULL_CODE if code else v != v) else v for v, code in zip(chosen, are_codes, strict=True)])  # noqa: PLR0124 - NaN
-            elif len(whole) < REMEMBERED_HEADERS:
-                whole[packed[:HEADER_BYTES]] = (timestamp, *header[:4])
-            else:
-                whole.clear()
             return StoredRow(*header[:4], values, is_whole=not header.has_nulls)
 
         return read

@@ -1,27 +1,28 @@
 """A read of several views and entities as bytes, and rows from its answers. Sans-io: both stores send what is made here.
 
-One round trip asks, for each entity, Feast's hash for the event time of each view and our hash for the packed rows, and the remembered
-publication of each view. Only where a packed row is not the newest does a second one ask for Feast's own fields of that row.
+One round trip asks, for each entity, Feast's hash for the event time of each view, for each view our hash for the packed rows, and the
+remembered publication of each view. Only where a packed row is not the newest does a second one ask for Feast's own fields of that row.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple, cast
 
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.stores.redis import layout
-from featurestore_dagster.stores.redis.packed import ABSENT, STALE_ROW, PackedView, StoredRow, packed_key
+from featurestore_dagster.stores.redis.packed import ABSENT, STALE_ROW, PackedView, StoredRow, entity_fields, rows_key
+from featurestore_dagster.stores.redis.whole import WholeRow, WholeRows
 
 ViewRequest = tuple[FeatureView, Sequence[str]]
-Rows = list[list[StoredRow | None]]
+Rows = list[list[StoredRow | None] | WholeRow]
 
 MULTI, EXEC = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
 REMEMBERED_REQUESTS = 256
+LAYOUT_VERSION = 2
 
 
-@dataclass(frozen=True, slots=True)
-class OnlineRead:
+class OnlineRead(NamedTuple):
     """What a read found: `rows` entity by entity, in each a row or None for each view, in the order asked.
 
     `publication_ids` are the last publications that were applied whole, view by view: None where Redis was never filled or was flushed, so
@@ -41,16 +42,25 @@ class OnlineRead:
         """
         found: set[int] = set()
         for row in self.rows:
-            by_stream: dict[str | None, list[int]] = {}
-            for position, stored in enumerate(row):
+            by_stream: dict[str | None, dict[int, int]] = {}
+            for position, stored in enumerate(row.heads.of if type(row) is WholeRow else row):
                 if stored is not None:
-                    by_stream.setdefault(stored.stream, []).append(position)
-            for stream, positions in by_stream.items():
-                events = {stored.event_microseconds for position in positions if (stored := row[position]) is not None}
+                    by_stream.setdefault(stored.stream, {})[position] = stored.event_microseconds
+            for stream, events in by_stream.items():
                 epoch = None if stream is None else self.epochs.get(stream)
-                if len(events) > 1 or epoch is None or max(events) > epoch:
-                    found.update(positions)
+                if len(set(events.values())) > 1 or epoch is None or max(events.values()) > epoch:
+                    found.update(events)
         return found
+
+    def after(self, moment: int) -> set[int]:
+        """Positions of views of which a row is from after an instant, microseconds since 1970, by event time or known-at."""
+        return {
+            position
+            for row in self.rows
+            if not (type(row) is WholeRow and row.heads.newest_microseconds <= moment)
+            for position, stored in enumerate(row)
+            if stored is not None and (stored.event_microseconds > moment or (stored.known_microseconds or 0) > moment)
+        }
 
 
 class ReadRequest:
@@ -62,46 +72,73 @@ class ReadRequest:
         groups: dict[tuple[str, ...], list[int]] = {}
         for position, (view, _) in enumerate(self.views):
             groups.setdefault(tuple(sorted(view.join_keys)), []).append(position)
-        self._groups = [_Group(keys, positions, self.views) for keys, positions in groups.items()]
+        self._groups = [_Group(project, keys, positions, self.views) for keys, positions in groups.items()]
         self._streams = sorted({stream.name for view, _ in self.views for stream in view.streams})
         self._ids = _command(b"MGET", [publication_key(project, view) for view, _ in self.views])
         self._epochs = _command(b"MGET", [epoch_key(project, stream) for stream in self._streams])
-        self._readers = [PackedView(view).reader(names) for view, names in self.views]
+        packed, names = [PackedView(view) for view, _ in self.views], [names for _, names in self.views]
+        self._arrival = [position for group in self._groups for position in group.positions]
+        self._whole = WholeRows(packed, names, self._arrival)
+        self._readers = [packed[position].reader(names[position]) for position in self._arrival]
+        self._publications: tuple[list[bytes | None], tuple[int | None, ...]] = ([], ())
 
     def commands(self, entities: Sequence[Mapping[str, str]], *, coherent: bool = False) -> tuple[bytes, int]:
         """What is sent, and how many answers come. A coherent read is one transaction: nothing is written in its midst."""
         parts = [MULTI] if coherent else []
         for group in self._groups:
-            group.add_commands(parts, self._project, entities)
+            group.add_commands(parts, entities)
         parts.append(self._ids)
         if coherent:
             parts += (self._epochs, EXEC)
-        commands = 2 * len(self._groups) * len(entities) + 1
+        commands = len(self._groups) * len(entities) + len(self.views) * bool(entities) + 1
         return b"".join(parts), commands + 3 if coherent else commands
 
     def decoded(self, answers: list[Any], *, coherent: bool = False) -> "Decoded":
         """What was found, and what is left to ask."""
         epochs: dict[str, int] = {}
         if coherent:
-            *answers, held = answers[-1]
-            epochs = {stream: int(text) for stream, text in zip(self._streams, held, strict=True) if text is not None}
-        ids = tuple(publication_of(view, text) for (view, _), text in zip(self.views, answers[-1], strict=True))
-        entities = len(answers) // (2 * len(self._groups))
-        columns: list[list[StoredRow | None]] = [[]] * len(self.views)
-        for number, group in enumerate(self._groups if entities else ()):
-            own = answers[2 * number * entities : 2 * (number + 1) * entities]
-            for position, timestamps, packed in zip(
-                group.positions, zip(*own[::2], strict=True), zip(*own[1::2], strict=True), strict=True
-            ):
-                columns[position] = self._readers[position](packed, timestamps)
-        stale = [
-            (entity, position)
-            for position, column in enumerate(columns)
-            if STALE_ROW in column
-            for entity, stored in enumerate(column)
-            if stored is STALE_ROW
-        ]
-        return Decoded(OnlineRead(list(map(list, zip(*columns, strict=True))), ids, epochs), stale)
+            *answers, texts = answers[-1]
+            epochs = {stream: int(text) for stream, text in zip(self._streams, texts, strict=True) if text is not None}
+        *about_entities, held = answers
+        rows: Rows = []
+        stale: list[tuple[int, int]] = []
+        for number, (own, times) in enumerate(self._by_entity(about_entities)):
+            whole = self._whole.read(own, times)
+            if whole is not None:
+                rows.append(whole)
+                continue
+            row = self._view_by_view(own, times)
+            rows.append(row)
+            stale += [(number, position) for position, stored in enumerate(row) if stored is STALE_ROW]
+        return Decoded(OnlineRead(rows, self._publication_ids(held), epochs), stale)
+
+    def _by_entity(self, answers: list[list[bytes | None]]) -> Iterable[tuple[tuple[bytes | None, ...], list[bytes | None]]]:
+        """Packed rows and `_ts` fields of each entity, as they arrive."""
+        if not answers:
+            return ()
+        entities = (len(answers) - len(self.views)) // len(self._groups)
+        times, columns, start = [], [], 0
+        for group in self._groups:
+            middle, end = start + entities, start + entities + len(group.positions)
+            times.append(answers[start:middle])
+            columns += answers[middle:end]
+            start = end
+        joined = times[0] if len(times) == 1 else [list(chain.from_iterable(parts)) for parts in zip(*times, strict=True)]
+        return zip(zip(*columns, strict=True), joined, strict=True)
+
+    def _view_by_view(self, packed: Sequence[bytes | None], timestamps: Sequence[bytes | None]) -> list[StoredRow | None]:
+        row: list[StoredRow | None] = [None] * len(self.views)
+        for position, read, own, timestamp in zip(self._arrival, self._readers, packed, timestamps, strict=True):
+            row[position] = read(own, timestamp)
+        return row
+
+    def _publication_ids(self, held: list[bytes | None]) -> tuple[int | None, ...]:
+        """They are the same from one read to the next, but for some a day."""
+        known, ids = self._publications
+        if held != known:
+            ids = tuple(publication_of(view, text) for (view, _), text in zip(self.views, held, strict=True))
+            self._publications = (held, ids)
+        return ids
 
     def again(self, entities: Sequence[Mapping[str, str]], stale: Sequence[tuple[int, int]]) -> tuple[bytes, int]:
         """What is sent for rows that must be read from Feast's fields: a transaction each, since a newer row may come in between."""
@@ -109,15 +146,16 @@ class ReadRequest:
         for number, position in stale:
             view, names = self.views[position]
             keys = tuple(sorted(view.join_keys))
-            key, packed = _keys(self._project, keys, tuple(entities[number][name] for name in keys))
-            parts += (MULTI, b"*3\r\n$4\r\nHGET\r\n", packed, bulk(view.name.encode()))
+            key, field = _keys(self._project, keys, tuple(entities[number][name] for name in keys))
+            parts += (MULTI, b"*3\r\n$4\r\nHGET\r\n", bulk(rows_key(self._project, keys, view.name)), field)
             parts += (b"*%d\r\n$5\r\nHMGET\r\n" % (len(names) + 3), key, _fields(view.name, tuple(names)), EXEC)
         return b"".join(parts), 4 * len(stale)
 
     def complete(self, read: OnlineRead, stale: Sequence[tuple[int, int]], answers: list[Any]) -> OnlineRead:
         """The read with the rows that were asked for again."""
         for (number, position), (packed, (timestamp, *encoded)) in zip(stale, answers[3::4], strict=True):
-            read.rows[number][position] = self._from_fields(position, packed, timestamp, encoded)
+            row = cast("list[StoredRow | None]", read.rows[number])  # a whole row has nothing stale
+            row[position] = self._from_fields(position, packed, timestamp, encoded)
         return read
 
     def _from_fields(self, position: int, packed: bytes | None, timestamp: bytes | None, encoded: list[bytes | None]) -> StoredRow | None:
@@ -133,8 +171,7 @@ class ReadRequest:
         return StoredRow(event, header.known_microseconds, header.flags, header.stream, values)
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(NamedTuple):
     """A read, and the rows (entity, view) of it that must be asked for again."""
 
     read: OnlineRead
@@ -142,23 +179,29 @@ class Decoded:
 
 
 class _Group:
-    """Views with the same join keys: they share their two hashes."""
+    """Views with the same join keys: they share Feast's hash of an entity."""
 
-    def __init__(self, keys: tuple[str, ...], positions: list[int], views: Sequence[ViewRequest]) -> None:
+    def __init__(self, project: str, keys: tuple[str, ...], positions: list[int], views: Sequence[ViewRequest]) -> None:
         self.positions = positions
+        self._project = project
         self._keys = keys
         names = [views[position][0].name for position in positions]
-        head = b"*%d\r\n$5\r\nHMGET\r\n" % (len(names) + 2)
-        self._head = head
-        self._middle = b"".join(bulk(layout.timestamp_field(name)) for name in names) + head
-        self._tail = b"".join(bulk(name.encode()) for name in names)
+        self._head = b"*%d\r\n$5\r\nHMGET\r\n" % (len(names) + 2)
+        self._timestamps = b"".join(bulk(layout.timestamp_field(name)) for name in names)
+        self._rows = [bulk(rows_key(project, keys, name)) for name in names]
 
-    def add_commands(self, parts: list[bytes], project: str, entities: Sequence[Mapping[str, str]]) -> None:
-        """Two commands for each entity."""
-        names, head, middle, tail = self._keys, self._head, self._middle, self._tail
+    def add_commands(self, parts: list[bytes], entities: Sequence[Mapping[str, str]]) -> None:
+        """A command for each entity, then one for each view; none when there is no entity."""
+        project, names, head, timestamps = self._project, self._keys, self._head, self._timestamps
+        fields = []
         for entity in entities:
-            key, packed = _keys(project, names, tuple([entity[name] for name in names]))
-            parts += (head, key, middle, packed, tail)
+            key, field = _keys(project, names, tuple([entity[name] for name in names]))
+            parts += (head, key, timestamps)
+            fields.append(field)
+        if fields:
+            head, joined = b"*%d\r\n$5\r\nHMGET\r\n" % (len(fields) + 2), b"".join(fields)
+            for rows in self._rows:
+                parts += (head, rows, joined)
 
 
 class Requests:
@@ -184,10 +227,15 @@ def publication_key(project: str, view: FeatureView) -> bytes:
     return f"{project}:publication:{view.name}".encode()
 
 
+def stored_version(view: FeatureView) -> str:
+    """What must be the same for rows to be believed: how they lie in Redis, and the view's version."""
+    return f"{LAYOUT_VERSION}.{view.version}"
+
+
 def publication_of(view: FeatureView, held: bytes | None) -> int | None:
-    """The publication that is remembered of this version of a view: `version:id`."""
+    """The publication that is remembered of rows that can be believed: `stored version:id`."""
     version, _, number = (held or b"").partition(b":")
-    return int(number) if version == b"%d" % view.version and number else None
+    return int(number) if version == stored_version(view).encode() and number else None
 
 
 def epoch_key(project: str, stream: str) -> bytes:
@@ -211,9 +259,10 @@ def _command(name: bytes, words: Sequence[bytes]) -> bytes:
 
 @lru_cache(maxsize=16_384)
 def _keys(project: str, names: tuple[str, ...], values: tuple[str, ...]) -> tuple[bytes, bytes]:
-    """Feast's key of an entity and ours, as words of a command."""
-    (key,) = layout.entity_keys(project, {name: [value] for name, value in zip(names, values, strict=True)})
-    return bulk(key), bulk(packed_key(key))
+    """Feast's key of an entity and our field of it, as words of a command."""
+    entity = {name: [value] for name, value in zip(names, values, strict=True)}
+    (key,), (field,) = layout.entity_keys(project, entity), entity_fields(entity)
+    return bulk(key), bulk(field)
 
 
 @lru_cache(maxsize=1024)

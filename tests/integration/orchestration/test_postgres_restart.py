@@ -33,7 +33,7 @@ from featurestore_dagster.stores.postgres import AlertStore, PostgresStore
 from featurestore_dagster.stores.postgres.slo_ledger import SloStore
 from tests.integration.exporter.conftest import Exporter, exporting
 from tests.integration.http.conftest import HttpServer, serving, wait_until
-from tests.integration.orchestration.test_propagation import CORRECTED, LATER, VIEWS, WEEKS, Daemon, bars, correct, online
+from tests.integration.orchestration.conftest import CORRECTED, LATER, VIEWS, WEEKS, Daemon, bars, correct, online
 from tests.integration.pipeline.conftest import Deployment, MovingClock, with_listings
 from tests.receivers import Webhook, webhook
 from tests.unit.pipeline.frames import EQUITIES, LISTED, close_of

@@ -34,7 +34,7 @@ from featurestore_dagster.sources.http import ATTEMPTS, HttpClient
 from featurestore_dagster.sources.provider_settings import BinanceSettings
 from featurestore_dagster.stores.postgres import AlertStore
 from featurestore_dagster.stores.postgres.restatements import DONE
-from tests.integration.orchestration.test_propagation import Daemon
+from tests.integration.orchestration.conftest import Daemon
 from tests.integration.pipeline.conftest import Deployment, MovingClock
 from tests.local_provider import Answer, Asked, LocalProvider, Patience, local_provider
 from tests.receivers import Webhook, webhook

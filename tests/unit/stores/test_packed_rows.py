@@ -54,8 +54,7 @@ def test_rows_are_read_back_bit_by_bit(rows: list[tuple[int, int, int, str, tupl
     read, packed = PACKED.reader(wanted), PACKED.pack(frame(rows))
     timestamps = [layout.encode_timestamp(row[0]) for row in rows]
     for _ in range(2):  # the second time, headers are known
-        found = read(tuple(packed), tuple(timestamps))
-        for row, stored in zip(rows, found, strict=True):
+        for row, stored in zip(rows, map(read, packed, timestamps), strict=True):
             by_name = dict(zip(VIEW.feature_names, row[4], strict=True))
             expected = [by_name[name] for name in wanted]
             assert stored is not None
@@ -76,22 +75,19 @@ def test_a_row_that_is_not_the_newest_or_not_there_is_stale_and_without_a_time_t
     packed, timestamp = one_row()
     read = PACKED.reader([CODE])
     newer = layout.encode_timestamp(11)
-    assert read((packed,), (timestamp,)) == [StoredRow(10, 20, 3, STREAMS[0], (7,), is_whole=True)]
-    assert read((packed, packed, None, packed), (newer, timestamp, timestamp, None)) == [
-        STALE_ROW,
-        StoredRow(10, 20, 3, STREAMS[0], (7,), is_whole=True),
-        STALE_ROW,
-        None,
-    ]
+    for _ in range(2):  # the second time, the header is known
+        assert read(packed, timestamp) == StoredRow(10, 20, 3, STREAMS[0], (7,), is_whole=True)
+        assert read(packed, newer) is STALE_ROW
+        assert read(None, timestamp) is STALE_ROW
+        assert read(packed, None) is None
 
 
 def test_a_row_of_another_declaration_is_stale_and_of_an_unknown_stream_has_none() -> None:
     packed, timestamp = one_row()
     other = PackedView(dataclasses.replace(VIEW, features=VIEW.features[:-1]))
-    assert other.reader(other.feature_names)((packed,), (timestamp,)) == [STALE_ROW]
+    assert other.reader(other.feature_names)(packed, timestamp) is STALE_ROW
     renamed = PackedView(dataclasses.replace(VIEW, streams=tuple(dataclasses.replace(s, name=f"{s.name}_") for s in VIEW.streams)))
-    (stored,) = renamed.reader([CODE])((packed,), (timestamp,))
-    assert stored == StoredRow(10, 20, 3, None, (7,), is_whole=True)
+    assert renamed.reader([CODE])(packed, timestamp) == StoredRow(10, 20, 3, None, (7,), is_whole=True)
 
 
 def test_flags_that_do_not_fit_are_refused() -> None:
