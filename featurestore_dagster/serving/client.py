@@ -15,15 +15,15 @@ from featurestore_dagster.errors import FeatureStoreError, RefusedError
 from featurestore_dagster.serving.answer import OnlineFeatures
 from featurestore_dagster.serving.client_base import FIRST_CONNECT_SECONDS, ClientBase
 from featurestore_dagster.serving.coverage import Coverage, coverage
-from featurestore_dagster.serving.overview import Overview
 from featurestore_dagster.serving.policy import DEFAULT_POLICY, ReadPolicy
 from featurestore_dagster.serving.requests import online_request
-from featurestore_dagster.serving.slo_ledger import SloMonth
-from featurestore_dagster.serving.slo_state import StreamState
 from featurestore_dagster.serving.vector import FeatureVector, VectorMode, fit_statistics, refuse_unnormalised
 
 if TYPE_CHECKING:
+    from featurestore_dagster.serving.overview import Overview
     from featurestore_dagster.serving.point_in_time import Entities, HistoryOptions
+    from featurestore_dagster.serving.slo_ledger import SloMonth
+    from featurestore_dagster.serving.slo_state import StreamState
 
 
 class FeatureStoreClient(ClientBase):
@@ -170,7 +170,7 @@ class FeatureStoreClient(ClientBase):
         """Point-in-time join; see `PointInTimeReader.get_historical_features`. The other outputs are methods of `history`."""
         return self.history.get_historical_features(entities, features, **options)
 
-    def get_feature_freshness(self, view: str | None = None) -> list[StreamState]:
+    def get_feature_freshness(self, view: str | None = None) -> "list[StreamState]":
         """SLO state of every stream, or of the streams of one view.
 
         Raises:
@@ -179,7 +179,7 @@ class FeatureStoreClient(ClientBase):
         """
         return self._freshness(view)
 
-    def get_slo_attainment(self, month: str | None = None, view: str | None = None) -> list[SloMonth]:
+    def get_slo_attainment(self, month: str | None = None, view: str | None = None) -> "list[SloMonth]":
         """SLO attainment and error budget of every stream in a month (YYYY-MM, UTC; None: this one), or of one view's.
 
         Raises:
@@ -189,7 +189,7 @@ class FeatureStoreClient(ClientBase):
         """
         return self._slo(month, view)
 
-    def get_overview(self) -> Overview:
+    def get_overview(self) -> "Overview":
         """Streams with their delays, blocked partitions and refused rows: what `/status` shows.
 
         Raises:
