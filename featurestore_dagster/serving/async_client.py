@@ -30,8 +30,13 @@ class AsyncFeatureStoreClient(ClientBase):
     Arguments, answers and errors are those of `FeatureStoreClient`; reads of history run in a thread.
 
     Example:
-        async with AsyncFeatureStoreClient() as client:
-            await client.get_online_features("technical_indicators_service", entity_ids=["SPX_1d"])
+        >>> async def coverage() -> float:
+        ...     async with AsyncFeatureStoreClient() as client:
+        ...         patient = ReadPolicy(deadline_seconds=2)
+        ...         answer = await client.get_online_features("technical_indicators_service", entity_ids=["AAPL_1d"], policy=patient)
+        ...         return answer.rows[0].coverage
+        >>> asyncio.run(coverage())
+        1.0
     """
 
     async def __aenter__(self) -> Self:

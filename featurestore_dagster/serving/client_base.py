@@ -113,6 +113,10 @@ class ClientBase:
 
         Raises:
             RefusedError: The window is not above zero and at most a day.
+
+        Example:
+            >>> client.get_retrieval_stats(window_minutes=5).violations
+            0
         """
         return self._recorder.statistics(window_minutes)
 
@@ -121,6 +125,10 @@ class ClientBase:
 
         Raises:
             StoreUnavailableError: Redis does not answer.
+
+        Example:
+            >>> client.get_online_watermarks()["technical_indicators_view", "us_equity_1d"].isoformat()
+            '2018-12-31T21:00:00+00:00'
         """
         streams = [(view, stream.name) for view in self.catalogue.views if view.online for stream in view.streams]
         return {(view.label, name): instant for (view, name), instant in zip(streams, self._redis.watermarks(streams), strict=True)}
@@ -130,6 +138,11 @@ class ClientBase:
 
         Raises:
             UnknownNameError: No such service.
+
+        Example:
+            >>> info = client.get_feature_service_info("technical_indicators_service")
+            >>> info.join_keys, len(info.features), info.is_online
+            (('symbol', 'timeframe'), 6, True)
         """
         declared = self.catalogue.service(service)
         keys = dict.fromkeys(key for view, _ in declared.references for key in view.join_keys)
@@ -146,7 +159,12 @@ class ClientBase:
         return ServiceInfo(declared.name, declared.version, declared.description, declared.is_online, tuple(keys), features)
 
     def statistics_path(self, service: str) -> Path:
-        """Where the statistics of a service's declared version are kept."""
+        """Where the statistics of a service's declared version are kept.
+
+        Example:
+            >>> client.statistics_path("observation_15d").name
+            'observation_15d.v1.json'
+        """
         return self._statistics_folder / f"{service}.v{self.catalogue.service(service).version}.json"
 
     def _freshness(self, view: str | None) -> "list[StreamState]":
