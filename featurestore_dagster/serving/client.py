@@ -54,7 +54,7 @@ class FeatureStoreClient(ClientBase):
 
         Example:
             >>> client.warm_up()
-            ('redis', 'postgres', 'raw')
+            ('redis', 'postgres')
         """
         self._is_warm = True
         return tuple(tier.name for tier in self._ladder.tiers if tier.warm_up(timeout_seconds))
