@@ -1,8 +1,9 @@
 """`python -m benchmarks.online`: online reads and writes beside stock Feast, in one process, on one Redis that holds the same rows.
 
 A hundred Float64 features over six views, for one and for fifty entities: Feast's SDK with `to_dict`, our engine (plan, read, judge:
-values, statuses, ages and flags), our blocking and asynchronous clients, and one bare HGET. Closed loop: the next call begins when the last
-ended. Open loop: calls are due at a fixed rate, and a latency counts from the instant at which its call was due. Then writes with the check
+values, statuses, ages and flags), our blocking and asynchronous clients, one bare HGET, and the bytes of our read over a raw socket, with
+nothing decoded. A call that only computes for 0.05 ms shows what the machine adds. Closed loop: the next call begins when the last ended.
+Open loop: calls are due at a fixed rate, and a latency counts from the instant at which its call was due. Then writes with the check
 for newer rows, and a rebuild of 45,000 entities from nothing, with the CPU time of this process and of Redis: both work at the same time,
 so that the larger is the bound on a machine that does nothing else. Then what entities cost in a Redis of their own: all that it has
 allocated more than when it was empty (INFO's used_memory: keys, values, hash tables, the allocator's rounding). And what an import costs.
@@ -38,9 +39,10 @@ from featurestore_dagster.projections.postgres_table import feature_schema
 from featurestore_dagster.serving.answer import OnlineFeatures
 from featurestore_dagster.serving.online import judged
 from featurestore_dagster.serving.plan import plan
-from featurestore_dagster.settings import PostgresSettings, RedisSettings, Settings
-from featurestore_dagster.stores.embedded import redis_server
+from featurestore_dagster.settings import RedisSettings, Settings
+from featurestore_dagster.stores.embedded import EmbeddedServices, redis_server
 from featurestore_dagster.stores.redis import Change, RedisStore
+from featurestore_dagster.stores.redis.reading import ReadRequest
 from featurestore_dagster.stores.redis.wire import Connection, command
 
 PROJECT = "featurestore"
@@ -64,17 +66,14 @@ def main() -> None:
     parser.add_argument("--entities", type=int, default=REBUILT, help="entities of the rebuild (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=500.0, help="calls a second of the open loop (default: %(default)s)")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        connection, _ = redis_server.start(Path(folder) / "redis", Path(folder) / "redis.log", None)
-        try:
-            results = measure(connection, Path(folder), options)
-        finally:
-            redis_server.stop(Path(folder) / "redis")
+    with tempfile.TemporaryDirectory() as folder, EmbeddedServices(Settings(data_folder=Path(folder) / "data")) as settings:
+        results = measure(settings, Path(folder), options)
     show(results, as_json=options.json)
 
 
-def measure(connection: RedisSettings, folder: Path, options: argparse.Namespace) -> Results:
+def measure(settings: Settings, folder: Path, options: argparse.Namespace) -> Results:
     """All measurements, by table."""
+    connection = settings.redis
     views = toy_views(WIDTHS)
     catalogue = replace(CATALOGUE, views=views, services=(FeatureService("hundred", "A hundred features", views),))
     store = RedisStore(connection, PROJECT)
@@ -84,12 +83,17 @@ def measure(connection: RedisSettings, folder: Path, options: argparse.Namespace
     feast = stock_feast(connection, folder, views)
     results: Results = {"machine": [machine]}
     for entities in (1, 50):
-        results[f"100 features over 6 views, {entities} entities: ms"] = reads(store, connection, catalogue, feast, entities, options)
+        results[f"100 features over 6 views, {entities} entities: ms"] = reads(store, settings, catalogue, feast, entities, options)
     results["open loop: ms from the instant at which a call was due"] = open_loop(store, catalogue, options)
     results["writes, with the check for newer rows"] = writes(store, connection, folder)
     results["rebuild from nothing"] = [rebuild(store, connection, views, options.entities, together=together) for together in (True, False)]
     results["memory"] = [memory(widths, options.entities) for widths in ((7,), WIDTHS)]
-    results["import in a process of its own"] = [imported("featurestore_dagster.serving.client"), imported("feast")]
+    module = "featurestore_dagster.serving.client"
+    results["import in a process of its own"] = [
+        imported(f"import {module}"),
+        imported(f"import {module}; {module}.FeatureStoreClient().close()"),
+        imported("import feast"),
+    ]
     store.close()
     return results
 
@@ -125,7 +129,7 @@ def engine(store: RedisStore, catalogue: Catalogue, references: Sequence[str], r
 
 
 def reads(
-    store: RedisStore, connection: RedisSettings, catalogue: Catalogue, feast: Any, entities: int, options: argparse.Namespace
+    store: RedisStore, services: Settings, catalogue: Catalogue, feast: Any, entities: int, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Closed loop of every way to read the same."""
     import redis
@@ -136,11 +140,14 @@ def reads(
 
     references = list(plan(catalogue, "hundred").references)
     draw = np.random.Generator(np.random.PCG64(2))
-    batches = itertools.cycle([[{"symbol": f"S{n:05d}"} for n in draw.choice(ENTITIES, entities, replace=False)] for _ in range(100)])
-    settings = Settings(clock=NOW.isoformat(), services="external").with_connections(PostgresSettings(), connection)
+    hundred = [[{"symbol": f"S{n:05d}"} for n in draw.choice(ENTITIES, entities, replace=False)] for _ in range(100)]
+    batches, connection = itertools.cycle(hundred), services.redis
+    settings = services.model_copy(update={"clock": NOW.isoformat()})
     client, policy = FeatureStoreClient(settings, catalogue), ReadPolicy(deadline_seconds=WAIT_SECONDS)
     plain, raw = redis.Redis.from_url(connection.url), Connection(connection, time.monotonic() + WAIT_SECONDS)
     hget = command("HGET", b"nothing", b"_ts:bench_view_0")
+    request = ReadRequest(PROJECT, plan(catalogue, references).views)
+    sent = itertools.cycle([request.commands(batch) for batch in hundred])
     agrees(feast, client.get_online_features(references, next(batches), policy=policy), references)
     feast_samples = options.samples if entities == 1 else min(options.feast_samples, options.samples)
 
@@ -155,8 +162,12 @@ def reads(
         "engine": timed(lambda: engine(store, catalogue, references, next(batches)), options.samples),
         "client": timed(lambda: client.get_online_features(references, next(batches), policy=policy), options.samples),
         "asynchronous client": asyncio.run(asynchronous()),
+        "the same bytes, raw socket, not decoded": timed(
+            lambda: raw.exchange(*next(sent), time.monotonic() + WAIT_SECONDS), options.samples
+        ),
         "bare HGET, raw socket": timed(lambda: raw.exchange(hget, 1, time.monotonic() + WAIT_SECONDS), options.samples),
         "bare HGET, redis-py": timed(lambda: plain.hget("nothing", "_ts:bench_view_0"), options.samples),
+        "no read: 0.05 ms of computing": timed(compute, options.samples),
     }
     client.close()
     plain.close()
@@ -166,6 +177,13 @@ def reads(
         {"read": name, **(row := percentiles(samples)), "calls": len(samples), "Feast's p50 / this p50": reference / row["p50"]}
         for name, samples in found.items()
     ]
+
+
+def compute() -> None:
+    """Work of a known length, without waiting for anything: what it takes longer is the machine's."""
+    ends = time.perf_counter() + 50e-6
+    while time.perf_counter() < ends:
+        pass
 
 
 def agrees(feast: Any, ours: OnlineFeatures, references: Sequence[str]) -> None:
@@ -308,16 +326,22 @@ def memory(widths: Sequence[int], entities: int) -> dict[str, Any]:
     return {"views": len(widths), "features": sum(widths), "entities": entities, "MB": used / 1e6, "bytes for each entity": used / entities}
 
 
-def imported(module: str) -> dict[str, Any]:
-    """Median of three imports."""
+def imported(statement: str) -> dict[str, Any]:
+    """Median of three, with bytecode at hand as an installed package has it; the client that is made connects to nothing."""
     program = (
         "import time, warnings; warnings.simplefilter('ignore'); began, cpu = time.perf_counter(), time.process_time(); "
-        f"import {module}; print(time.perf_counter() - began, time.process_time() - cpu, "
+        f"{statement}; print(time.perf_counter() - began, time.process_time() - cpu, "
         "*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmRSS')))"
     )
-    done = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
+    with tempfile.TemporaryDirectory() as bytecode:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        environment |= {"PYTHONPYCACHEPREFIX": bytecode, "FEATURESTORE_SERVICES": "external"}
+        command_line = [sys.executable, "-c", program]
+        _, *done = (
+            subprocess.run(command_line, capture_output=True, text=True, check=True, env=environment).stdout.split() for _ in range(4)
+        )
     seconds, cpu_seconds, kibibytes = (sorted(map(float, column))[1] for column in zip(*done, strict=True))
-    return {"module": module, "seconds": seconds, "CPU seconds": cpu_seconds, "resident MiB": kibibytes / 1024}
+    return {"statement": statement, "seconds": seconds, "CPU seconds": cpu_seconds, "resident MiB": kibibytes / 1024}
 
 
 def timed(call: Callable[[], Any], samples: int) -> list[float]:

@@ -12,7 +12,7 @@ console = Console()
 errors = Console(stderr=True)
 
 NEVER_WRAPPED = {
-    "feature", "state", "status", "unit", "subject", "passed", "newest_row", "next_due", "online", "due", "lag",
+    "feature", "state", "status", "unit", "since", "told", "passed", "newest_row", "next_due", "online", "due", "lag",
     "objective", "overdue", "of", "budget_left",
 }  # fmt: skip
 

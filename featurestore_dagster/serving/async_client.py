@@ -13,15 +13,15 @@ from featurestore_dagster.errors import FeatureStoreError
 from featurestore_dagster.serving.answer import OnlineFeatures
 from featurestore_dagster.serving.client_base import FIRST_CONNECT_SECONDS, ClientBase
 from featurestore_dagster.serving.coverage import Coverage, coverage
-from featurestore_dagster.serving.overview import Overview
 from featurestore_dagster.serving.policy import DEFAULT_POLICY, ReadPolicy
 from featurestore_dagster.serving.requests import online_request
-from featurestore_dagster.serving.slo_ledger import SloMonth
-from featurestore_dagster.serving.slo_state import StreamState
 from featurestore_dagster.serving.vector import FeatureVector, VectorMode
 
 if TYPE_CHECKING:
+    from featurestore_dagster.serving.overview import Overview
     from featurestore_dagster.serving.point_in_time import Entities, HistoryOptions
+    from featurestore_dagster.serving.slo_ledger import SloMonth
+    from featurestore_dagster.serving.slo_state import StreamState
 
 
 class AsyncFeatureStoreClient(ClientBase):
@@ -30,8 +30,13 @@ class AsyncFeatureStoreClient(ClientBase):
     Arguments, answers and errors are those of `FeatureStoreClient`; reads of history run in a thread.
 
     Example:
-        async with AsyncFeatureStoreClient() as client:
-            await client.get_online_features("technical_indicators_service", entity_ids=["SPX_1d"])
+        >>> async def coverage() -> float:
+        ...     async with AsyncFeatureStoreClient() as client:
+        ...         patient = ReadPolicy(deadline_seconds=2)
+        ...         answer = await client.get_online_features("technical_indicators_service", entity_ids=["AAPL_1d"], policy=patient)
+        ...         return answer.rows[0].coverage
+        >>> asyncio.run(coverage())
+        1.0
     """
 
     async def __aenter__(self) -> Self:
@@ -106,15 +111,15 @@ class AsyncFeatureStoreClient(ClientBase):
         """See `FeatureStoreClient.get_historical_features`."""
         return await asyncio.to_thread(self.history.get_historical_features, entities, features, **options)
 
-    async def get_feature_freshness(self, view: str | None = None) -> list[StreamState]:
+    async def get_feature_freshness(self, view: str | None = None) -> "list[StreamState]":
         """See `FeatureStoreClient.get_feature_freshness`."""
         return await asyncio.to_thread(self._freshness, view)
 
-    async def get_slo_attainment(self, month: str | None = None, view: str | None = None) -> list[SloMonth]:
+    async def get_slo_attainment(self, month: str | None = None, view: str | None = None) -> "list[SloMonth]":
         """See `FeatureStoreClient.get_slo_attainment`."""
         return await asyncio.to_thread(self._slo, month, view)
 
-    async def get_overview(self) -> Overview:
+    async def get_overview(self) -> "Overview":
         """See `FeatureStoreClient.get_overview`."""
         return await asyncio.to_thread(self._platform_overview)
 

@@ -15,15 +15,15 @@ from featurestore_dagster.errors import FeatureStoreError, RefusedError
 from featurestore_dagster.serving.answer import OnlineFeatures
 from featurestore_dagster.serving.client_base import FIRST_CONNECT_SECONDS, ClientBase
 from featurestore_dagster.serving.coverage import Coverage, coverage
-from featurestore_dagster.serving.overview import Overview
 from featurestore_dagster.serving.policy import DEFAULT_POLICY, ReadPolicy
 from featurestore_dagster.serving.requests import online_request
-from featurestore_dagster.serving.slo_ledger import SloMonth
-from featurestore_dagster.serving.slo_state import StreamState
 from featurestore_dagster.serving.vector import FeatureVector, VectorMode, fit_statistics, refuse_unnormalised
 
 if TYPE_CHECKING:
+    from featurestore_dagster.serving.overview import Overview
     from featurestore_dagster.serving.point_in_time import Entities, HistoryOptions
+    from featurestore_dagster.serving.slo_ledger import SloMonth
+    from featurestore_dagster.serving.slo_state import StreamState
 
 
 class FeatureStoreClient(ClientBase):
@@ -33,8 +33,11 @@ class FeatureStoreClient(ClientBase):
     `warm_up`, it connects before.
 
     Example:
-        with FeatureStoreClient() as client:
-            client.get_online_features("technical_indicators_service", entity_ids=["SPX_1d"])
+        >>> patient = ReadPolicy(deadline_seconds=2)  # a notebook can wait longer than the default of 25 ms
+        >>> with FeatureStoreClient() as client:
+        ...     answer = client.get_online_features("technical_indicators_service", entity_ids=["AAPL_1d"], policy=patient)
+        >>> answer.rows[0].coverage
+        1.0
     """
 
     def __enter__(self) -> Self:
@@ -47,12 +50,21 @@ class FeatureStoreClient(ClientBase):
         self.close()
 
     def warm_up(self, timeout_seconds: float = 5.0) -> tuple[str, ...]:
-        """Connect to every store, and return the names of those that answered within the time each."""
+        """Connect to every store, and return the names of those that answered within the time each.
+
+        Example:
+            >>> client.warm_up()
+            ('redis', 'postgres')
+        """
         self._is_warm = True
         return tuple(tier.name for tier in self._ladder.tiers if tier.warm_up(timeout_seconds))
 
     def close(self) -> None:
-        """Close all connections; the next read opens new ones."""
+        """Close all connections; the next read opens new ones.
+
+        Example:
+            >>> client.close()
+        """
         self._redis.close()
         self._postgres_tier.close()
 
@@ -84,6 +96,17 @@ class FeatureStoreClient(ClientBase):
             NoTierAnsweredError: No store answered in time.
             InsufficientCoverageError: Fewer values than the policy demands are there.
             PointInTimeViolation: A store gave a value from after the instant; nothing of the answer is returned.
+
+        Example:
+            >>> reference = "technical_indicators_view:rsi_14"
+            >>> answer = client.get_online_features([reference], [{"symbol": "AAPL", "timeframe": "1d"}], policy=patient)
+            >>> value = answer.rows[0][reference]
+            >>> value.value, value.status.value, value.age_seconds, value.flags, value.tier
+            (54.0, 'PRESENT', 0.0, (), 'redis')
+            >>> instant = datetime(2018, 12, 28, 22, tzinfo=UTC)
+            >>> answer = client.get_online_features([reference], entity_ids=["AAPL_1d"], as_of_timestamp=instant)
+            >>> answer.rows[0][reference].event_timestamp.isoformat(), answer.rows[0][reference].tier
+            ('2018-12-28T21:00:00+00:00', 'postgres')
         """
         if not self._is_warm:
             self.warm_up(FIRST_CONNECT_SECONDS)
@@ -125,6 +148,12 @@ class FeatureStoreClient(ClientBase):
             ConfigurationError: Normalised values were asked for, and there are no statistics.
             MalformedDataError: The statistics are not those of the service, or an entity lacks a join key.
             FeatureStoreError: As `get_online_features`.
+
+        Example:
+            >>> entity = {"symbol": "AAPL", "timeframe": "1d"}
+            >>> vector = client.get_feature_vector("technical_indicators_service", entity, policy=patient)
+            >>> len(vector.features), vector.values.dtype
+            (6, Float32)
         """
         fitted = self._fitted(service, mode, statistics)
         answer = self.get_online_features(service, [entity], as_of_timestamp, policy)
@@ -149,6 +178,10 @@ class FeatureStoreClient(ClientBase):
             RefusedError: The file exists: statistics are frozen.
             ConfigurationError: The service standardises nothing.
             MalformedDataError: A feature is constant or absent in the range.
+
+        Example:
+            >>> client.fit_normalisation("my_vector", datetime(2018, 10, 31, tzinfo=UTC), datetime(2018, 12, 14, 22, tzinfo=UTC)).name
+            'my_vector.v1.json'
         """
         declared, target = self.catalogue.service(service), path or self.statistics_path(service)
         refuse_unnormalised(declared)
@@ -167,33 +200,53 @@ class FeatureStoreClient(ClientBase):
     def get_historical_features(
         self, entities: "Entities", features: str | Sequence[str], **options: "Unpack[HistoryOptions]"
     ) -> pl.DataFrame:
-        """Point-in-time join; see `PointInTimeReader.get_historical_features`. The other outputs are methods of `history`."""
+        """Point-in-time join; see `PointInTimeReader.get_historical_features`. The other outputs are methods of `history`.
+
+        Example:
+            >>> rows = {"symbol": ["AAPL"], "timeframe": ["1d"], "event_timestamp": [datetime(2018, 12, 28, 22, tzinfo=UTC)]}
+            >>> client.get_historical_features(pl.DataFrame(rows), ["technical_indicators_view:rsi_14"]).columns
+            ['symbol', 'timeframe', 'event_timestamp', 'technical_indicators_view__rsi_14']
+        """
         return self.history.get_historical_features(entities, features, **options)
 
-    def get_feature_freshness(self, view: str | None = None) -> list[StreamState]:
+    def get_feature_freshness(self, view: str | None = None) -> "list[StreamState]":
         """SLO state of every stream, or of the streams of one view.
 
         Raises:
             UnknownNameError: No such view.
             StoreUnavailableError: Postgres does not answer.
+
+        Example:
+            >>> states = client.get_feature_freshness("technical_indicators_view")
+            >>> [state.freshness.state.value for state in states if state.stream == "us_equity_1d"]
+            ['CLOSED']
         """
         return self._freshness(view)
 
-    def get_slo_attainment(self, month: str | None = None, view: str | None = None) -> list[SloMonth]:
+    def get_slo_attainment(self, month: str | None = None, view: str | None = None) -> "list[SloMonth]":
         """SLO attainment and error budget of every stream in a month (YYYY-MM, UTC; None: this one), or of one view's.
 
         Raises:
             UnknownNameError: No such view.
             MalformedDataError: `month` is none.
             StoreUnavailableError: Postgres does not answer.
+
+        Example:
+            >>> {found.month for found in client.get_slo_attainment("2018-12", "technical_indicators_view")}
+            {'2018-12'}
         """
         return self._slo(month, view)
 
-    def get_overview(self) -> Overview:
+    def get_overview(self) -> "Overview":
         """Streams with their delays, blocked partitions and refused rows: what `/status` shows.
 
         Raises:
             StoreUnavailableError: Postgres does not answer.
+
+        Example:
+            >>> overview = client.get_overview()
+            >>> overview.at.isoformat(), overview.blocked
+            ('2018-12-31T22:00:00+00:00', {})
         """
         return self._platform_overview()
 
@@ -207,6 +260,11 @@ class FeatureStoreClient(ClientBase):
         Raises:
             UnknownNameError: No such view.
             StoreUnavailableError: Postgres does not answer.
+
+        Example:
+            >>> statistics = client.get_feature_statistics("technical_indicators_view")
+            >>> statistics.filter(feature="rsi_14").select("rows", "nulls", "minimum", "maximum").row(0)
+            (80, 0, 50.0, 56.0)
         """
         return self._feature_statistics(view, start, end)
 
@@ -230,5 +288,10 @@ class FeatureStoreClient(ClientBase):
 
         Raises:
             FeatureStoreError: As `get_online_features`.
+
+        Example:
+            >>> found = client.validate_feature_coverage("technical_indicators_service", entity_ids=["AAPL_1d"], policy=patient)
+            >>> found.is_met
+            True
         """
         return coverage(self.get_online_features(features, entity_rows, None, policy, entity_ids=entity_ids), self.catalogue, tier)

@@ -14,23 +14,18 @@ from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.time import Clock
 from featurestore_dagster.serving.answer import OnlineFeatures
 from featurestore_dagster.serving.ladder import Ladder
-from featurestore_dagster.serving.overview import Overview, overview
 from featurestore_dagster.serving.policy import AS_OF_DEADLINE_SECONDS, DEFAULT_POLICY, ReadPolicy
-from featurestore_dagster.serving.postgres_tier import PostgresTier
-from featurestore_dagster.serving.raw_tier import RawTier
 from featurestore_dagster.serving.redis_tier import RedisTier
 from featurestore_dagster.serving.retrieval_statistics import RetrievalRecorder, RetrievalStatistics
-from featurestore_dagster.serving.slo_ledger import SloMonth, slo_months
-from featurestore_dagster.serving.slo_state import StreamState, all_states
 from featurestore_dagster.serving.vector import FeatureVector, Statistics, VectorMode, feature_vector, load_statistics
-from featurestore_dagster.settings import Settings
-from featurestore_dagster.stores.embedded import running_settings
-from featurestore_dagster.stores.postgres import PostgresStore
-from featurestore_dagster.stores.postgres.slo_ledger import SloStore
 from featurestore_dagster.stores.redis import RedisStore
 
 if TYPE_CHECKING:
+    from featurestore_dagster.serving.overview import Overview
     from featurestore_dagster.serving.point_in_time import PointInTimeReader
+    from featurestore_dagster.serving.slo_ledger import SloMonth
+    from featurestore_dagster.serving.slo_state import StreamState
+    from featurestore_dagster.settings import Settings
 
 PROJECT = "featurestore"
 """Feast's project name: part of every online key."""
@@ -69,7 +64,7 @@ class ServiceInfo:
 class ClientBase:
     """Stores and tiers of one client; safe to share between threads."""
 
-    def __init__(self, settings: Settings | None = None, catalogue: Catalogue | None = None) -> None:
+    def __init__(self, settings: "Settings | None" = None, catalogue: Catalogue | None = None) -> None:
         """Nothing is connected before the first read, or `warm_up`.
 
         Args:
@@ -79,6 +74,13 @@ class ClientBase:
         Raises:
             StoreUnavailableError: The stores are embedded, and do not run.
         """
+        # What connects is imported when a client is made: who imports the class only should not wait for drivers and settings.
+        from featurestore_dagster.serving.postgres_tier import PostgresTier
+        from featurestore_dagster.serving.raw_tier import RawTier
+        from featurestore_dagster.settings import Settings
+        from featurestore_dagster.stores.embedded import running_settings
+        from featurestore_dagster.stores.postgres import PostgresStore
+
         settings = settings or Settings()
         connected = running_settings(settings)
         self.clock: Clock = settings.make_clock()
@@ -111,6 +113,10 @@ class ClientBase:
 
         Raises:
             RefusedError: The window is not above zero and at most a day.
+
+        Example:
+            >>> client.get_retrieval_stats(window_minutes=5).violations
+            0
         """
         return self._recorder.statistics(window_minutes)
 
@@ -119,6 +125,10 @@ class ClientBase:
 
         Raises:
             StoreUnavailableError: Redis does not answer.
+
+        Example:
+            >>> client.get_online_watermarks()["technical_indicators_view", "us_equity_1d"].isoformat()
+            '2018-12-31T21:00:00+00:00'
         """
         streams = [(view, stream.name) for view in self.catalogue.views if view.online for stream in view.streams]
         return {(view.label, name): instant for (view, name), instant in zip(streams, self._redis.watermarks(streams), strict=True)}
@@ -128,6 +138,11 @@ class ClientBase:
 
         Raises:
             UnknownNameError: No such service.
+
+        Example:
+            >>> info = client.get_feature_service_info("technical_indicators_service")
+            >>> info.join_keys, len(info.features), info.is_online
+            (('symbol', 'timeframe'), 6, True)
         """
         declared = self.catalogue.service(service)
         keys = dict.fromkeys(key for view, _ in declared.references for key in view.join_keys)
@@ -144,20 +159,31 @@ class ClientBase:
         return ServiceInfo(declared.name, declared.version, declared.description, declared.is_online, tuple(keys), features)
 
     def statistics_path(self, service: str) -> Path:
-        """Where the statistics of a service's declared version are kept."""
+        """Where the statistics of a service's declared version are kept.
+
+        Example:
+            >>> client.statistics_path("observation_15d").name
+            'observation_15d.v1.json'
+        """
         return self._statistics_folder / f"{service}.v{self.catalogue.service(service).version}.json"
 
-    def _freshness(self, view: str | None) -> list[StreamState]:
+    def _freshness(self, view: str | None) -> "list[StreamState]":
         """SLO states, of one view only when it is named."""
-        if view is None:
-            return all_states(self.catalogue, self._store, self.clock.now())
-        declared = self.catalogue.view(view)
-        return [state for state in all_states(self.catalogue, self._store, self.clock.now()) if state.view == declared.label]
+        from featurestore_dagster.serving.slo_state import all_states
 
-    def _slo(self, month: str | None, view: str | None) -> list[SloMonth]:
+        label = None if view is None else self.catalogue.view(view).label
+        states = all_states(self.catalogue, self._store, self.clock.now())
+        return states if label is None else [state for state in states if state.view == label]
+
+    def _slo(self, month: str | None, view: str | None) -> "list[SloMonth]":
+        from featurestore_dagster.serving.slo_ledger import slo_months
+        from featurestore_dagster.stores.postgres.slo_ledger import SloStore
+
         return slo_months(self.catalogue, SloStore(self._store.settings), self.clock.now(), month, view)
 
-    def _platform_overview(self) -> Overview:
+    def _platform_overview(self) -> "Overview":
+        from featurestore_dagster.serving.overview import overview
+
         return overview(self.catalogue, self._store, self.clock)
 
     def _feature_statistics(self, view: str, start: datetime | None, end: datetime | None) -> pl.DataFrame:

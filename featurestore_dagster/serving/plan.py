@@ -12,6 +12,7 @@ from featurestore_dagster.model.indicator import Feature
 from featurestore_dagster.model.units import Unit
 
 MAXIMUM_FEATURES = 2_000
+NEEDED = "the name of a service is needed, or a list of view:feature references"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -42,17 +43,17 @@ class ReadPlan:
             MalformedDataError: The rows are no mappings; or a row lacks a join key, or its value is no text that UTF-8 can hold, or holds a
                 NUL: the message names row, key and view.
         """
-        try:
-            for number, row in enumerate(entity_rows):
-                for key, view in self.join_keys.items():
+        for number, row in enumerate(entity_rows):
+            for key, view in self.join_keys.items():
+                try:
                     value = row.get(key)
-                    if not isinstance(value, str) or "\0" in value or not (value.isascii() or _encodable(value)):
-                        was = f"has {key}={value!r}" if key in row else f"lacks join key {key!r}"
-                        raise MalformedDataError(
-                            f"entity row {number} {was}; view {view} needs text there, for example {{{key!r}: 'AAPL'}}"
-                        )
-        except AttributeError:
-            raise MalformedDataError("entity rows are a list with a mapping of join key to text for each entity") from None
+                except AttributeError:
+                    raise MalformedDataError(
+                        f"entity row {number} is {row!r}; a mapping of join key to text is needed for each entity: {{{key!r}: 'AAPL'}}"
+                    ) from None
+                if not isinstance(value, str) or "\0" in value or not (value.isascii() or _encodable(value)):
+                    was = f"has {key}={value!r}" if key in row else f"lacks join key {key!r}"
+                    raise MalformedDataError(f"entity row {number} {was}; view {view} needs text there, for example {{{key!r}: 'AAPL'}}")
 
 
 def _encodable(text: str) -> bool:
@@ -74,16 +75,24 @@ def plan(catalogue: Catalogue, features: str | Sequence[str], *, maximum_feature
 
     Raises:
         UnknownNameError: No such service, view or feature.
-        MalformedDataError: No feature is named.
+        MalformedDataError: No feature is named, or something is no name.
         RefusedError: Too many features.
     """
     if not isinstance(features, str):
-        features = tuple(features)
+        try:
+            features = tuple(features)
+        except TypeError:
+            raise MalformedDataError(f"features are {features!r}; {NEEDED}") from None
         if not features:
             raise MalformedDataError("no features are asked for; name a service, or features as view:feature")
         if len(features) > maximum_features:
             raise RefusedError(f"{len(features)} features are asked for; at most {maximum_features} in one request: split it")
-    found = _plan(_Identity(catalogue), features)
+    try:
+        found = _plan(_Identity(catalogue), features)
+    except (AttributeError, TypeError):
+        if all(isinstance(reference, str) for reference in features):
+            raise
+        raise MalformedDataError(f"features hold what is no text; {NEEDED}") from None
     if len(found.references) > maximum_features:
         raise RefusedError(f"{features} has {len(found.references)} features; at most {maximum_features} in one request: split it")
     return found

@@ -45,6 +45,8 @@ def online_request(
         MalformedDataError: A row lacks a join key, an id does not name what is needed, or both rows and ids are given.
         RefusedError: More values than one request may ask for.
     """
+    if isinstance(entity_ids, str) or isinstance(entity_rows, str | Mapping):  # each letter or key would be taken for an entity
+        raise MalformedDataError(f"entity rows and ids are lists, not {entity_ids or entity_rows!r}")
     resolved = plan(catalogue, features)
     if resolved.training_only and not historical:
         asked = features if isinstance(features, str) else ", ".join(features)
@@ -67,8 +69,10 @@ def entity_row(identifier: str, resolved: ReadPlan) -> dict[str, str]:
     """The entity row of an id: split at the last `_` when a timeframe is needed.
 
     Raises:
-        MalformedDataError: A timeframe is needed, and the id does not end with one.
+        MalformedDataError: A timeframe is needed, and the id does not end with one; or it is no text.
     """
+    if not isinstance(identifier, str):
+        raise MalformedDataError(f"entity id {identifier!r} is no text; a symbol is needed, or symbol and timeframe as in BTCUSDT_1h")
     row = {TICKER.join_key: identifier, PORTFOLIO.join_key: WHOLE_FIRM}
     if TIMEFRAME.join_key in resolved.join_keys:
         allowed = [known.value for known in Timeframe]

@@ -22,6 +22,19 @@ assert client.get_feature_freshness()
 sys.exit(", ".join(sorted({"feast", "pandas", "dagster", "pandera", "exchange_calendars"} & sys.modules.keys())) or 0)
 """
 
+IMPORT = """
+import sys
+import featurestore_dagster.serving.client, featurestore_dagster.serving.async_client
+drivers = {"psycopg", "psycopg_pool", "psutil", "pydantic", "numpy", "pyarrow", "httpx", "prometheus_client", "fastapi"}
+frameworks = {"feast", "pandas", "dagster", "pandera", "exchange_calendars"}
+sys.exit(", ".join(sorted((drivers | frameworks) & sys.modules.keys())) or 0)
+"""
+
+
+def test_importing_the_clients_loads_no_drivers_and_no_frameworks() -> None:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", IMPORT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
 
 def test_t17_reads_of_every_kind_import_no_feast_and_no_pandas(fresh_database: Settings) -> None:
     settings = fresh_database.model_copy(update={"clock": "2018-12-31T22:00:00Z", "services": "external"})

@@ -14,14 +14,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice, zip_longest
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import hiredis
 import polars as pl
 
 from featurestore_dagster.errors import StoreUnavailableError
 from featurestore_dagster.model.feature_view import FeatureView
-from featurestore_dagster.settings import RedisSettings
 from featurestore_dagster.stores.redis import layout, writing
 from featurestore_dagster.stores.redis.packed import FILLER_BYTES, rows_key
 from featurestore_dagster.stores.redis.reading import (
@@ -36,6 +35,9 @@ from featurestore_dagster.stores.redis.reading import (
     watermark_key,
 )
 from featurestore_dagster.stores.redis.wire import AsyncPool, Connection, Pool, command, translated
+
+if TYPE_CHECKING:
+    from featurestore_dagster.settings import RedisSettings
 
 READ_SECONDS = 1.0
 WRITE_SECONDS = 30.0
@@ -52,7 +54,7 @@ class RedisStore:
     Every method raises StoreUnavailableError when Redis does not answer in time, and ConfigurationError when it refuses the password.
     """
 
-    def __init__(self, settings: RedisSettings, project: str) -> None:
+    def __init__(self, settings: "RedisSettings", project: str) -> None:
         self.project = project
         self._settings = settings
         self._pool = Pool(settings)

@@ -11,12 +11,14 @@ import ssl
 import threading
 import time
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hiredis
 
 from featurestore_dagster.errors import ConfigurationError, StoreUnavailableError
-from featurestore_dagster.settings import RedisSettings
+
+if TYPE_CHECKING:
+    from featurestore_dagster.settings import RedisSettings
 
 RECEIVE_BYTES = 262_144
 MAXIMUM_CONNECTIONS = 16
@@ -61,7 +63,7 @@ class Answers:
         return hiredis.ReplyError(text)
 
 
-def handshake(settings: RedisSettings) -> list[bytes]:
+def handshake(settings: "RedisSettings") -> list[bytes]:
     """What is said first on a new connection."""
     words: list[bytes] = []
     password = settings.password.get_secret_value()
@@ -72,7 +74,7 @@ def handshake(settings: RedisSettings) -> list[bytes]:
     return words
 
 
-def tls(settings: RedisSettings) -> ssl.SSLContext | None:
+def tls(settings: "RedisSettings") -> ssl.SSLContext | None:
     """The context of an encrypted connection."""
     return ssl.create_default_context() if settings.tls else None
 
@@ -80,7 +82,7 @@ def tls(settings: RedisSettings) -> ssl.SSLContext | None:
 class Connection:
     """A blocking connection, used by one thread at a time. Deadlines are instants of `time.monotonic`."""
 
-    def __init__(self, settings: RedisSettings, deadline: float) -> None:
+    def __init__(self, settings: "RedisSettings", deadline: float) -> None:
         """Connect and log in, or raise as `exchange`."""
         self._socket = socket.create_connection((settings.host, settings.port), _remaining(deadline))
         try:
@@ -134,7 +136,7 @@ class Connection:
 class Pool:
     """At most `size` connections, shared by threads; the one used last is used first. Nothing is connected before the first call."""
 
-    def __init__(self, settings: RedisSettings, size: int = MAXIMUM_CONNECTIONS) -> None:
+    def __init__(self, settings: "RedisSettings", size: int = MAXIMUM_CONNECTIONS) -> None:
         self._settings = settings
         self.size = size
         self._forget()
@@ -257,7 +259,7 @@ class AsyncConnection(asyncio.Protocol):
 class AsyncPool:
     """As `Pool`, for the tasks of one event loop at a time."""
 
-    def __init__(self, settings: RedisSettings, size: int = MAXIMUM_CONNECTIONS) -> None:
+    def __init__(self, settings: "RedisSettings", size: int = MAXIMUM_CONNECTIONS) -> None:
         self._settings = settings
         self.size = size
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -305,7 +307,7 @@ class AsyncPool:
         return connection, False
 
 
-def translated(settings: RedisSettings, deadline_seconds: float) -> "Translation":
+def translated(settings: "RedisSettings", deadline_seconds: float) -> "Translation":
     """A context in which errors of the wire become ours, with the server's place and the deadline in their text."""
     return Translation(f"Redis at {settings.host}:{settings.port}", deadline_seconds)
 

@@ -3,7 +3,7 @@
 Hourly bars come from a local HTTP server by the real client. The same two days are lived through without the outage: both end alike.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -33,6 +33,7 @@ from featurestore_dagster.sources import binance
 from featurestore_dagster.sources.http import ATTEMPTS, HttpClient
 from featurestore_dagster.sources.provider_settings import BinanceSettings
 from featurestore_dagster.stores.postgres import AlertStore
+from featurestore_dagster.stores.postgres.restatements import DONE
 from tests.integration.orchestration.conftest import Daemon
 from tests.integration.pipeline.conftest import Deployment, MovingClock
 from tests.local_provider import Answer, Asked, LocalProvider, Patience, local_provider
@@ -47,8 +48,11 @@ SMALL = replace(CATALOGUE, datasets=(HOURS,), views=(VIEW,), services=(), source
 BEFORE = ("2018-12-02", "2018-12-03")
 MIDNIGHT = datetime(2018, 12, 4, tzinfo=UTC)
 LAST_HOUR, DOWN_HOURS = 30, range(4, 28)
-CORRECTED_HOURS = {2, 3}
-"""Bars that were published before the outage, and that the provider has meanwhile corrected."""
+CALM_HOURS = (1, 4, 8, 12, 16, 20, 24, 27, 30)
+"""Fewer looks at the same bars: what is published does not depend on how often one looks."""
+
+CORRECTED_HOURS, CORRECTED_FROM = {2, 3}, 8
+"""Bars that were published before the outage, and that the provider corrects in its midst."""
 
 HOUR = timedelta(hours=1)
 REFUSALS = (Answer(503), Answer(500, b"{}"), Answer(429, b"{}"), Answer(200, b"[[1543", cut_after=3))
@@ -80,7 +84,7 @@ class Provider:
         opened = hour * 3_600_000
         price = 100.0 + hour * (7 if symbol.startswith("BTC") else 13) % 11
         ends = (datetime.fromtimestamp(hour * 3600, UTC) + HOUR - MIDNIGHT) // HOUR
-        if ends in CORRECTED_HOURS and self.hour >= DOWN_HOURS[-1]:
+        if ends in CORRECTED_HOURS and self.hour >= CORRECTED_FROM:
             price += 2.5
         o, h, l, c = price, price + 2, price - 2, price + 1  # noqa: E741 - a bar
         return f'[{opened},"{o}","{h}","{l}","{c}","{10 + hour % 5}",{opened + 3_599_999},"{(10 + hour % 5) * price}",100,"1","1","0"]'
@@ -143,13 +147,12 @@ class Days:
             "features": deployment.features(VIEW).sort("symbol", "event_timestamp").select(*values, pl.col("flags") & ~late).rows(),
             "online": [(row.values, row.event_microseconds, row.flags & ~late) for (row,) in rows],
             "partitions": {key: deployment.hashes(relation).keys() for key, relation in (("bars", HOURS), ("view", VIEW))},
-            "requests": {request.status for request in self.daemon.restatements.requests()},
         }
 
 
 @contextmanager
-def lived(settings: Settings, folder: Path, down: range) -> Iterator[Days]:
-    """Two days, from the first hour to the last."""
+def lived(settings: Settings, folder: Path, hours: Iterable[int], down: range) -> Iterator[Days]:
+    """Two days, as a daemon lives them that looks at these hours."""
     with webhook() as hook, local_provider() as server, dg.DagsterInstance.ephemeral() as instance:
         told = settings.model_copy(update={"alert_urls": SecretStr(hook.url)})
         clock = MovingClock(MIDNIGHT + timedelta(minutes=2))
@@ -161,7 +164,7 @@ def lived(settings: Settings, folder: Path, down: range) -> Iterator[Days]:
         deployment.materialise(VIEW, *BEFORE)
         sync_view(VIEW, deployment.store, daemon.platform.online, clock.now())
         days = Days(daemon, provider, hook)
-        for number in range(1, LAST_HOUR + 1):
+        for number in hours:
             days.hour(number)
         yield days
 
@@ -181,14 +184,15 @@ def test_a_day_without_the_provider_ends_like_an_undisturbed_one_and_is_told_onc
     fresh_database: Settings, calm_database: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partition_events, "MAXIMUM_RETRIES", 0)  # each waits seconds of real time; the client has retried already
-    with lived(calm_database, tmp_path / "calm", range(0)) as calm:
+    with lived(calm_database, tmp_path / "calm", CALM_HOURS, range(0)) as calm:
         assert (calm.hook.taken, calm.provider.refused) == ([], 0)
         assert all(succeeded for _, succeeded in calm.outcomes)
         expected = calm.state()
-    with lived(fresh_database, tmp_path / "out", DOWN_HOURS) as days:
+    with lived(fresh_database, tmp_path / "out", range(1, LAST_HOUR + 1), DOWN_HOURS) as days:
         assert [hour for hour, succeeded in days.outcomes if not succeeded] == list(DOWN_HOURS)
         assert days.provider.refused >= ATTEMPTS * len(DOWN_HOURS)
         assert days.state() == expected
+        assert {request.status for request in days.daemon.restatements.requests()} == {DONE}
         told = [(message["title"], message["message"]) for message in days.hook.taken]
         assert sorted(title for title, _ in told) == [
             f"[{event}] {what}"

@@ -76,7 +76,7 @@ def test_an_incomplete_entity_row_is_refused_by_name(entity: dict[str, str], com
 
 @pytest.mark.parametrize("rows", ["AAPL", ["AAPL"], {"symbol": ["AAPL"]}, [None]], ids=repr)
 def test_entity_rows_that_are_none_are_refused(rows: Any) -> None:
-    with pytest.raises(MalformedDataError, match="a mapping of join key to text for each entity"):
+    with pytest.raises(MalformedDataError, match="a mapping of join key to text is needed for each entity"):
         plan(CATALOGUE, [A]).refuse_incomplete(rows)
 
 
