@@ -150,6 +150,6 @@ class CodeServer(server.DagsterApiServer):
 
 
 if __name__ == "__main__":
-    server.DagsterApiServer = CodeServer  # type: ignore[assignment, misc]
+    server.DagsterApiServer = CodeServer  # type: ignore[misc, assignment]
     sys.argv[0] = "dagster"
     main()  # type: ignore[no-untyped-call]
