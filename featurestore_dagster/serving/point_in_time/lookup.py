@@ -18,7 +18,7 @@ from featurestore_dagster.pipeline.bitemporal import clock_time
 from featurestore_dagster.projections.postgres_table import feature_schema
 from featurestore_dagster.serving.point_in_time.entities import microseconds
 from featurestore_dagster.serving.point_in_time.history import History, Span, as_instants
-from featurestore_dagster.serving.point_in_time.winners import LARGEST_PACKED, NEVER, Integers, Questions, Versions, carried, winners
+from featurestore_dagster.serving.point_in_time.winners import NEVER, Integers, Questions, Versions, carried, order_of, winners
 from featurestore_dagster.stores.columnar_cache import ColumnarCache
 from featurestore_dagster.stores.postgres.bulk import Snapshot
 
@@ -193,35 +193,10 @@ def _in_order(versions: pl.DataFrame) -> tuple[pl.DataFrame, Integers | None, Ve
         versions = versions.filter(pl.col("key") >= 0)
     versions = versions.rechunk()  # gathering from several chunks takes three times as long
     keys, event_times, known_at = (versions[name].to_physical().to_numpy() for name in ("key", "event_timestamp", "created_timestamp"))
-    order = _order(keys, event_times, known_at)
+    order = order_of(keys, event_times, known_at)
     if order is not None:
         keys, event_times, known_at = keys[order], event_times[order], known_at[order]
     return versions, order, Versions(keys, event_times, known_at)
-
-
-def _order(keys: Integers, event_times: Integers, known_at: Integers) -> Integers | None:
-    """Positions in order of key, event time and known-at; None when they are in order already, as in a file of the cache."""
-    if keys.size < 2:
-        return None
-    same_key, same_event = keys[1:] == keys[:-1], event_times[1:] == event_times[:-1]
-    rises = (keys[1:] > keys[:-1]) | (same_key & ((event_times[1:] > event_times[:-1]) | (same_event & (known_at[1:] > known_at[:-1]))))
-    if rises.all():
-        return None
-    first = int(event_times.min())
-    span = int(event_times.max()) - first + 1
-    if int(keys.max() + 1) * span >= LARGEST_PACKED:
-        return np.lexsort((known_at, event_times, keys))
-    packed = keys * span + (event_times - first)
-    # Timsort: what was published in the order of time is made of long runs, and sorted five times faster than at random.
-    order = np.argsort(packed, kind="stable")
-    packed = packed[order]
-    repeats = np.flatnonzero(packed[1:] == packed[:-1])
-    if repeats.size:
-        # Runs of one key and event time stay where they are; only their few rows are sorted by known-at.
-        places = np.unique(np.append(repeats, repeats + 1))
-        rows = order[places]
-        order[places] = rows[np.lexsort((known_at[rows], packed[places]))]
-    return order
 
 
 def served(lookup: Lookup, versions: pl.DataFrame, found: Integers, instants: Integers) -> pl.DataFrame:

@@ -13,7 +13,7 @@ from featurestore_dagster.errors import MalformedDataError, PointInTimeViolation
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.projections.relation import stream_relation
 from featurestore_dagster.serving.plan import ReadPlan, plan
-from featurestore_dagster.serving.point_in_time.entities import Entities, checked, frame_of
+from featurestore_dagster.serving.point_in_time.entities import EARLIEST, LATEST, Entities, checked, frame_of
 from featurestore_dagster.serving.point_in_time.history import EPOCH
 from featurestore_dagster.serving.point_in_time.lookup import DETAILS, Answer, Lookup, answers, askable
 from featurestore_dagster.serving.point_in_time.output import (
@@ -218,6 +218,8 @@ class PointInTimeReader:
     def _label(self, name: str, label: Label, taken: Sequence[str]) -> Lookup:
         if label.horizon <= timedelta(0):
             raise PointInTimeViolation(f"label {name} has horizon {label.horizon}; a label lies in the row's future: give more than 0")
+        if label.horizon > LATEST - EARLIEST:
+            raise MalformedDataError(f"label {name} has horizon {label.horizon}, longer than all of time from {EARLIEST} to {LATEST}")
         if name in taken:
             raise MalformedDataError(
                 f"label {name} is also asked for as a feature: a model would read its own answer; give it another name"

@@ -40,6 +40,31 @@ class Questions:
     knowledge: Integers
 
 
+def order_of(keys: Integers, event_times: Integers, known_at: Integers) -> Integers | None:
+    """Positions in order of key number, event time and known-at; None when they are in order already, as in a file of the cache."""
+    if keys.size < 2:
+        return None
+    same_key, same_event = keys[1:] == keys[:-1], event_times[1:] == event_times[:-1]
+    rises = (keys[1:] > keys[:-1]) | (same_key & ((event_times[1:] > event_times[:-1]) | (same_event & (known_at[1:] > known_at[:-1]))))
+    if rises.all():
+        return None
+    first = int(event_times.min())
+    span = int(event_times.max()) - first + 1
+    if int(keys.max() + 1) * span >= LARGEST_PACKED:
+        return np.lexsort((known_at, event_times, keys))
+    packed = keys * span + (event_times - first)
+    # Timsort: what was published in the order of time is made of long runs, and sorted five times faster than at random.
+    order = np.argsort(packed, kind="stable")
+    packed = packed[order]
+    repeats = np.flatnonzero(packed[1:] == packed[:-1])
+    if repeats.size:
+        # Runs of one key and event time stay where they are; only their few rows are sorted by known-at.
+        places = np.unique(np.append(repeats, repeats + 1))
+        rows = order[places]
+        order[places] = rows[np.lexsort((known_at[rows], packed[places]))]
+    return order
+
+
 def winners(versions: Versions, asked: Questions) -> Integers:
     """Position of the version that each row could see, -1 where there is none.
 

@@ -94,6 +94,7 @@ def test_labels_lie_in_the_future_and_are_null_where_it_has_not_come(database: S
     [
         ({"target": Label(REFERENCES[0], timedelta(0))}, PointInTimeViolation),
         ({"target": Label(REFERENCES[0], -timedelta(days=1))}, PointInTimeViolation),
+        ({"target": Label(REFERENCES[0], timedelta.max)}, MalformedDataError),
         ({f"{VIEW.name}__rsi_14": Label(REFERENCES[0], timedelta(days=1))}, MalformedDataError),
         ({REFERENCES[0]: Label(REFERENCES[0], timedelta(days=1))}, MalformedDataError),
         ({"symbol": Label(REFERENCES[0], timedelta(days=1))}, MalformedDataError),
