@@ -25,7 +25,7 @@ from dagster._grpc import server
 REPLACE_SECONDS = 15.0
 """A new worker gets ready when the run has ended, or after so long: getting ready costs the run's own CPU."""
 
-USED_BY_STEPS = ("featurestore_dagster.projections.pandera_schema", "dagster_postgres")
+USED_BY_STEPS = ("dagster_postgres", "featurestore_dagster.projections.pandera_schema", "pandera.backends.polars.builtin_checks")
 """Imported on first use elsewhere."""
 
 

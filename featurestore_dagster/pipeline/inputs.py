@@ -322,8 +322,7 @@ def _chunk_start(calendar_name: str, timeframe: Timeframe, start: datetime) -> d
     market = calendar(calendar_name)
 
     def owner(instant: datetime) -> Session:
-        label = market.session_of(pl.Series([instant + timedelta(microseconds=1)], dtype=UTC_MICROSECONDS))[0]
-        return market.session(label)
+        return market.session_at(instant + timedelta(microseconds=1))
 
     return min(owner(timeframe.anchor(owner(start).window_end)).window_start, start)
 

@@ -34,11 +34,13 @@ from featurestore_dagster.stores.postgres import Ledger, PostgresStore, Publicat
 CHECK_CONTEXT_BARS = 65
 """Published bars before a chunk that the checks which look back may see at least: an outlier is judged by the 61 before it."""
 
-ROWS_FETCHED = 3_000_000
+ROWS_FETCHED = 2_000_000
 """Bars that are fetched and audited at a time, or those of one session if it has more."""
 
-ROWS_COMPUTED = 1_500_000
+ROWS_COMPUTED = 1_000_000
 """Feature rows that are computed and judged at a time, or those of one symbol if it has more."""
+
+GROUPS_AHEAD = 2
 
 Fetch = Callable[[Dataset, datetime, datetime], pl.DataFrame]
 
@@ -162,13 +164,13 @@ class Pipeline:
         relation, listings = stream_relation(view, stream), listings_of(self.catalogue, view, stream)
         judged: list[Judged] = []
         first = pl.DataFrame(schema=relation.frame_schema)
-        # Reading and computing a group takes the server and one processor; judging the one before it takes another.
-        with ThreadPoolExecutor(1) as ahead:
-            waiting = ahead.submit(self._computed, view, stream, changed, chunk_start, groups[0])
-            for number, symbols in enumerate(groups, start=1):
-                rows = waiting.result()
-                if number < len(groups):
-                    waiting = ahead.submit(self._computed, view, stream, changed, chunk_start, groups[number])
+        # The server reads one group while another is computed and a third is judged.
+        with ThreadPoolExecutor(GROUPS_AHEAD) as ahead:
+            waiting = [ahead.submit(self._computed, view, stream, changed, chunk_start, symbols) for symbols in groups[:GROUPS_AHEAD]]
+            for number, symbols in enumerate(groups):
+                rows = waiting.pop(0).result()
+                if number + GROUPS_AHEAD < len(groups):
+                    waiting.append(ahead.submit(self._computed, view, stream, changed, chunk_start, groups[number + GROUPS_AHEAD]))
                 owed = {symbol: listings[symbol] for symbol in symbols if symbol in listings}
                 part = judge_stream(view, stream, rows, changed, listings=owed, now=self.clock.now())
                 if isinstance(part, Audit):  # no frame of the view: no group is

@@ -5,7 +5,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import polars as pl
 
@@ -60,7 +60,13 @@ class Staleness:
         mine = writes.filter(pl.col("relation").is_in(sorted(reads(view, stream))))
         if mine.is_empty():
             return None
-        states = self.pipeline.ledger.partitions(relation.name)
+        market = calendar(relation.calendar)
+        # A session that was published may have become a holiday since.
+        states = {
+            key: state
+            for key, state in self.pipeline.ledger.partitions(relation.name).items()
+            if market.is_session(date.fromisoformat(key))
+        }
         read = mine.filter(pl.col("relation").is_in(sorted(reads(view, stream, mart=False))))
         wanted = self._touched(states, read) | self._new(relation, stream, states, read)
         found = set(self.pipeline.stale(view, stream, sorted(wanted))) if wanted else set()

@@ -5,6 +5,7 @@ Rows with the same NULLs and the same lengths of text have one layout, so that t
 
 from collections.abc import Iterator, Mapping
 from datetime import date
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,7 +24,8 @@ NUMBERS: Mapping[type[pl.DataType], str] = {
     pl.Float64: ">f8", pl.Int64: ">i8", pl.Int32: ">i4", pl.Datetime: ">i8", pl.Date: ">i4",
 }  # fmt: skip
 
-Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+Rows = slice | Array
 
 
 def binary_copy(frame: pl.DataFrame) -> Iterator[bytes]:
@@ -33,41 +35,41 @@ def binary_copy(frame: pl.DataFrame) -> Iterator[bytes]:
         frame: Columns String, Float64, Int64, Int32, Date or Datetime(us, UTC), for columns text, double precision, bigint, integer, date
             and timestamptz.
     """
+    columns = [_Column(column) for column in frame]
     yield SIGNATURE
-    for block in frame.iter_slices(BLOCK_ROWS):
-        yield from _block(block)
+    for start in range(0, frame.height, BLOCK_ROWS):
+        block = range(start, min(start + BLOCK_ROWS, frame.height))
+        for rows in _layouts(columns, block):
+            yield _records(columns, rows)
     yield END
 
 
-def _block(block: pl.DataFrame) -> Iterator[bytes]:
-    columns = [_Column(column) for column in block]
-    layout = block.select(part for column in columns for part in column.layout)
-    groups = layout.with_row_index("row").group_by(layout.columns, maintain_order=True).agg("row")["row"] if layout.width else [None]
-    for group in groups:
-        rows = None if group is None else group.to_numpy()
-        yield _records(columns, block.height if rows is None else rows.size, rows)
-
-
 class _Column:
-    """A column of a block: its values as numbers, or its distinct texts and which of them each row has."""
+    """A column of a frame: its values as numbers, or its distinct texts and which of them each row has."""
 
     def __init__(self, column: pl.Series) -> None:
-        name, null_count = column.name, column.null_count()
-        self.nulls = column.is_null().to_numpy() if null_count else None
-        self.layout = [pl.col(name).is_null().alias(f"{name}:null")] if 0 < null_count < column.len() else []
+        self.nulls: Array | None = column.is_null().to_numpy() if column.null_count() else None
         self.texts: list[bytes] | None = None
         if column.dtype != pl.String:
             self.number = NUMBERS[column.dtype.base_type()]
             offset = {pl.Datetime: EPOCH_MICROSECONDS, pl.Date: EPOCH_DAYS}.get(column.dtype.base_type(), 0)
-            values = column.to_physical()
-            self.values: Array = (values.fill_null(0) - offset if offset else values.fill_null(0)).to_numpy()
+            values = column.to_physical().fill_null(0)
+            self.values: Array = (values - offset if offset else values).to_numpy()
             return
-        texts = column.unique(maintain_order=True).drop_nulls()
+        texts = column.drop_nulls().unique()
         self.texts = [text.encode() for text in texts]
-        if len({len(text) for text in self.texts}) > 1:
-            self.layout.append(pl.col(name).str.len_bytes().alias(f"{name}:length"))
-        places = pl.Series(range(texts.len()), dtype=pl.Int64)
-        self.values = column.replace_strict(texts, places, default=0, return_dtype=pl.Int64).to_numpy() if texts.len() else np.zeros(1, int)
+        self.lengths = np.array([len(text) for text in self.texts], dtype=np.int64)
+        self.tables = {n: np.array([t if len(t) == n else b"" for t in self.texts], dtype=f"S{n}") for n in set(self.lengths.tolist()) if n}
+        if len(self.texts) > 1:
+            places = pl.Series(range(texts.len()), dtype=pl.Int64)
+            self.values = column.replace_strict(texts, places, default=0, return_dtype=pl.Int64).to_numpy()
+
+    def layout(self, rows: slice) -> Array | None:
+        """Length of the field in each row, -1 for NULL; None when the column gives all its rows one length."""
+        if self.texts is None or len(set(self.lengths.tolist())) < 2:
+            return None if self.nulls is None else -self.nulls[rows].astype(np.int64)
+        lengths = self.lengths[self.values[rows]]
+        return lengths if self.nulls is None else np.where(self.nulls[rows], NULL_LENGTH, lengths)
 
     def of_first(self, row: int) -> tuple[int, str | None]:
         """Length of the field in this row's layout, and numpy type of its content (None: no content)."""
@@ -75,23 +77,37 @@ class _Column:
             return NULL_LENGTH, None
         if self.texts is None:
             return int(self.number[-1]), self.number
-        length = len(self.texts[self.values[row]])
+        length = len(self.texts[self.values[row] if len(self.texts) > 1 else 0])
         return length, f"S{length}" if length else None
 
-    def content(self, kind: str, rows: Array | None) -> Array | bytes:
-        """What to write into the field of these rows (None: all of the block)."""
+    def content(self, kind: str, rows: Rows) -> Array | bytes:
+        """What to write into the field of these rows, which have one layout."""
         if self.texts is None:
-            return self.values if rows is None else self.values[rows]
+            return self.values[rows]
         if len(self.texts) == 1:
             return self.texts[0]
-        length = int(kind[1:])
-        table = np.array([text if len(text) == length else b"" for text in self.texts], dtype=kind)
-        content: Array = table[self.values if rows is None else self.values[rows]]
+        content: Array = self.tables[int(kind[1:])][self.values[rows]]
         return content
 
 
-def _records(columns: list[_Column], count: int, rows: Array | None) -> bytes:
-    fields = [column.of_first(0 if rows is None else int(rows[0])) for column in columns]
+def _layouts(columns: list[_Column], block: range) -> Iterator[Rows]:
+    """Rows of the block by layout: a slice when it is one."""
+    whole = slice(block.start, block.stop)
+    varying = {str(number): found for number, column in enumerate(columns) if (found := column.layout(whole)) is not None}
+    if not varying:
+        yield whole
+        return
+    layouts = pl.DataFrame(varying).with_row_index("row").group_by(list(varying), maintain_order=True).agg("row")["row"]
+    if layouts.len() == 1:
+        yield whole
+        return
+    for rows in layouts:
+        yield rows.to_numpy() + block.start
+
+
+def _records(columns: list[_Column], rows: Rows) -> bytes:
+    first, count = (rows.start, rows.stop - rows.start) if isinstance(rows, slice) else (int(rows[0]), rows.size)
+    fields = [column.of_first(first) for column in columns]
     dtype: list[tuple[str, str]] = [("fields", ">i2")]
     for number, (_, kind) in enumerate(fields):
         dtype.append((f"length_{number}", ">i4"))

@@ -149,11 +149,11 @@ class Writer:
         return new, late, versions.newest(self.relation, pl.concat([stored, new]))
 
     def _stamped(self, rows: pl.DataFrame, batch_id: int) -> pl.DataFrame:
-        """The rows as the table has them."""
+        """The rows as the table has them; those of an entity beside each other, as they are read."""
         stamps = {"batch_id": pl.lit(batch_id, pl.Int64)}
         if self.relation.schema == "raw":
             stamps["ingested_at"] = pl.lit(self.now).dt.cast_time_unit("us")
-        return rows.with_columns(**stamps)
+        return rows.sort(self.relation.identity).with_columns(**stamps)
 
     def quarantine(self, refused: pl.DataFrame, superseded: Sequence[str]) -> None:
         """Keep refused rows, and close the open ones of the partitions `superseded` that did not come again."""

@@ -23,6 +23,8 @@ from featurestore_dagster.stores.postgres import durations, schema, watermarks
 from featurestore_dagster.stores.postgres.connection import connect, read_frame
 from featurestore_dagster.stores.postgres.publishing import LEDGER_LOCK, Publication, Writer, lock_table
 
+BY_PRIORITY = sql.SQL("array_position(%(priority)s::text[], source) nulls last")
+
 
 @dataclass(frozen=True)
 class OnlineChanges:
@@ -92,12 +94,10 @@ class PostgresStore:
         """
         key = [*dataset.table.key, "event_timestamp"]
         query = sql.SQL(
-            "select {distinct} {columns} from {table} where dataset = %(scope)s and event_timestamp > %(start)s"
-            " and event_timestamp <= %(end)s and known_at <= %(as_of)s and {symbols}"
-            " order by {key}, known_at desc, array_position(%(priority)s::text[], source) nulls last"
+            "select {columns} from {table} where dataset = %(scope)s and event_timestamp > %(start)s"
+            " and event_timestamp <= %(end)s and known_at <= %(as_of)s and {symbols} order by {order}"
         ).format(
-            distinct=sql.SQL("") if all_versions else sql.SQL("distinct on ({})").format(_names(key)),
-            key=_names(key),
+            order=sql.SQL("{}, known_at desc, {}").format(_names(key), BY_PRIORITY) if all_versions else _names(key),
             columns=_names(dataset.table.schema),
             table=sql.Identifier("raw", dataset.table.name),
             symbols=sql.SQL("true" if symbols is None else "symbol = any(%(symbols)s)"),
@@ -105,7 +105,8 @@ class PostgresStore:
         parameters = {"scope": dataset.name, "start": start, "end": end, "as_of": as_of or self.clock.now(), "priority": list(priority)}
         if symbols is not None:
             parameters["symbols"] = list(symbols)
-        return read_frame(self.settings, query, parameters, dataset.table.schema)
+        found = read_frame(self.settings, query, parameters, dataset.table.schema)
+        return found if all_versions else _newest(found, key, priority)
 
     def symbols(self, dataset: Dataset) -> list[str]:
         """Every symbol that a dataset ever had a row of, ascending: an index look-up for each, however many rows there are."""
@@ -316,6 +317,17 @@ class PostgresStore:
             writer = Writer(self.settings, connection, relation, run_id, self.clock.now())
             writer.quarantine(quarantined, list(checks))
             writer.log((key, "blocked", found, {}, None) for key, found in checks.items())
+
+
+def _newest(rows: pl.DataFrame, key: Sequence[str], priority: Sequence[str]) -> pl.DataFrame:
+    """Of each key its greatest known-at, then its first source; `rows` come sorted by key, as an index has them: most are the only one."""
+    repeated = pl.all_horizontal(pl.col(name).eq_missing(pl.col(name).shift(1)) for name in key)
+    if not rows.select(repeated.any()).item():
+        return rows
+    places = {name: place for place, name in enumerate(priority)}
+    rank = pl.col("source").replace_strict(places, default=len(places), return_dtype=pl.Int64)
+    descending = [*[False] * len(key), True, False, False]
+    return rows.sort(*key, "known_at", rank, "source", descending=descending).unique(key, keep="first", maintain_order=True)
 
 
 def _names(columns: Sequence[str] | Mapping[str, object]) -> sql.Composed:

@@ -9,7 +9,7 @@ belong here.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -60,41 +60,39 @@ def texts(name: bytes, values: Sequence[bytes | None]) -> Column:
 
 
 def dumped(columns: Sequence[Column]) -> list[bytes | None]:
-    """The payload of each row, None where too few rows have these lengths or the hash is too long."""
+    """The payload of each row as a word of a command, None where too few rows have these lengths or the hash is too long."""
     lengths = np.stack([column.lengths for column in columns], axis=1)
-    shapes, width = lengths.tobytes(), len(columns)
-    alike: dict[bytes, list[int]] = {}
-    for row in range(len(lengths)):
-        alike.setdefault(shapes[row * width : (row + 1) * width], []).append(row)
-    forms = {shape: _Form(columns, shape) for shape, rows in alike.items() if len(rows) >= FEWEST_ROWS}
-    forms = {shape: form for shape, form in forms.items() if form.ziplist_bytes <= LONGEST_BYTES}
     found: list[bytes | None] = [None] * len(lengths)
-    if not forms:
-        return found
-    longest = -(-max(len(form.template) for form in forms.values()) // CHECKSUM_BYTES) * CHECKSUM_BYTES
-    for shape, form in forms.items():
-        for start in range(0, len(alike[shape]), ROWS_PER_CHECKSUM):
-            rows = np.array(alike[shape][start : start + ROWS_PER_CHECKSUM])
-            payloads = np.zeros((len(rows), longest + CHECKSUM_BYTES), np.uint8)
-            first = longest - len(form.template)  # zeros before it leave the checksum as it is
-            payloads[:, first:longest] = np.frombuffer(form.template, np.uint8)
-            for column, place, length in form.places:
-                payloads[:, first + place : first + place + length] = column.texts[rows, :length]
-            payloads[:, longest:] = _checksums(payloads[:, :longest]).view(np.uint8).reshape(len(rows), -1)
-            joined, step = payloads.tobytes(), longest + CHECKSUM_BYTES
-            for number, row in enumerate(rows.tolist()):
-                found[row] = joined[number * step + first : (number + 1) * step]
+    for shape, rows in _alike(lengths):
+        if len(rows) >= FEWEST_ROWS and (form := _Form(columns, shape)).ziplist_bytes <= LONGEST_BYTES:
+            for start in range(0, len(rows), ROWS_PER_CHECKSUM):
+                some = rows[start : start + ROWS_PER_CHECKSUM]
+                for row, word in zip(some.tolist(), form.words(some), strict=True):
+                    found[row] = word
     return found
 
 
+def _alike(lengths: Bytes) -> Iterator[tuple[bytes, NDArray[np.int64]]]:
+    """Different rows, and the numbers of those that are alike."""
+    texts, width = lengths.tobytes(), lengths.shape[1]
+    if texts == texts[:width] * len(lengths):
+        yield texts[:width], np.arange(len(lengths))
+        return
+    numbers: dict[bytes, list[int]] = {}
+    for row in range(len(lengths)):
+        numbers.setdefault(texts[row * width : (row + 1) * width], []).append(row)
+    for shape, rows in numbers.items():
+        yield shape, np.array(rows)
+
+
 def trial() -> tuple[bytes, list[bytes]]:
-    """A payload, and what HGETALL answers once it was restored."""
+    """A payload as a word of a command, and what HGETALL answers once it was restored."""
     columns = [texts(b"field", [b"value"] * FEWEST_ROWS), texts(b"empty", [b""] * FEWEST_ROWS)]
     return dumped(columns)[0] or b"", [b"field", b"value", b"empty", b""]
 
 
 class _Form:
-    """Payloads of rows with certain lengths: a template without checksum, and where the values go."""
+    """Rows with certain lengths: their payload without values and checksum, and where they go."""
 
     def __init__(self, columns: Sequence[Column], lengths: bytes) -> None:
         self.places: list[tuple[Column, int, int]] = []
@@ -110,8 +108,26 @@ class _Form:
         number = 2 * sum(length != NO_FIELD for length in lengths)
         head = b"\x0d" + struct.pack(">H", 0x4000 | self.ziplist_bytes & LONGEST_BYTES)
         head += struct.pack("<IIH", self.ziplist_bytes, 10 + last, number)
-        self.places = [(column, len(head) + place, length) for column, place, length in self.places]
-        self.template = head + entries + b"\xff" + struct.pack("<H", 9)
+        payload = head + entries + b"\xff" + struct.pack("<H", 9)
+        word = b"$%d\r\n" % (len(payload) + CHECKSUM_BYTES)
+        self.end = -(-(len(word) + len(payload)) // CHECKSUM_BYTES) * CHECKSUM_BYTES
+        self.first = self.end - len(payload)
+        self.word = word
+        self.payload = np.frombuffer(payload, np.uint8)
+        self.places = [(column, self.first + len(head) + place, length) for column, place, length in self.places]
+
+    def words(self, rows: NDArray[np.int64]) -> list[bytes]:
+        """Payloads as words of a command."""
+        texts = np.zeros((len(rows), self.end + CHECKSUM_BYTES + 2), np.uint8)  # zeros at the beginning leave a checksum as it is
+        texts[:, self.first : self.end] = self.payload
+        for column, place, length in self.places:
+            texts[:, place : place + length] = column.texts[rows, :length]
+        texts[:, self.end : -2] = _checksums(texts[:, : self.end]).view(np.uint8).reshape(len(rows), -1)
+        begin = self.first - len(self.word)
+        texts[:, begin : self.first] = np.frombuffer(self.word, np.uint8)
+        texts[:, -2:] = np.frombuffer(b"\r\n", np.uint8)
+        joined, width = texts.tobytes(), texts.shape[1]
+        return [joined[start + begin : start + width] for start in range(0, len(joined), width)]
 
 
 def _checksums(payloads: Bytes) -> NDArray[np.uint64]:

@@ -1,7 +1,7 @@
 """A view's row in one piece, beside Feast's fields: what a read costs nothing to decode.
 
     key     `project:rows:join keys:view`: a hash with one field for each entity
-    field   for each join key sorted by name: u32le length, text
+    field   for each join key sorted by name: u32le length, text; empty for a filler that keeps the hash a table (`FILLER_BYTES`)
     value   i64le event time, i64le known-at (microseconds), u32le flags (bit 31: the row has NULLs), u32le schema, u32le stream, then eight
             bytes for each feature in declared order: f64le, or i64le for codes; NULL is NaN, or the least integer
 
@@ -33,6 +33,8 @@ FEATURE_BYTES = 8
 REMEMBERED_HEADERS = 4096
 HAS_NULLS = 1 << 31
 NULL_CODE = -(1 << 63)
+FILLER_BYTES = 1025
+"""A hash of few and short values would be a list that Redis looks through for each entity; one value above its limit prevents it."""
 
 
 class Absent(Enum):

@@ -23,11 +23,12 @@ from featurestore_dagster.errors import StoreUnavailableError
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.settings import RedisSettings
 from featurestore_dagster.stores.redis import layout, writing
-from featurestore_dagster.stores.redis.packed import rows_key
+from featurestore_dagster.stores.redis.packed import FILLER_BYTES, rows_key
 from featurestore_dagster.stores.redis.reading import (
     OnlineRead,
     Requests,
     ViewRequest,
+    bulk,
     epoch_key,
     publication_key,
     publication_of,
@@ -197,31 +198,22 @@ class RedisStore:
             writing.refuse_malformed(change.view, change.rows)
         is_visible = (pl.col("event_timestamp") <= now) & (pl.col("created_timestamp") <= now)
         offered = [replace(change, rows=change.rows.filter(is_visible)) for change in changes]
-        token = uuid.uuid4().hex
         together: dict[frozenset[str], list[writing.Change]] = {}
         for change in offered:
             together.setdefault(frozenset(change.view.join_keys), []).append(change)
-        rows = max((change.rows.height for change in offered), default=0)
-        written, deleted, disturbed = Counter[str](), Counter[str](), []
+        batches = 1 + max((change.rows.height for change in offered), default=0) // writing.ROWS_PER_BATCH
+        token, written = uuid.uuid4().hex, Counter[str]()
         with translated(self._settings, WRITE_SECONDS), ExitStack() as closing:
             connections = [
                 closing.enter_context(contextlib.closing(Connection(self._settings, _soon())))
-                for _ in range(min(WRITING_CONNECTIONS, 1 + rows // writing.ROWS_PER_BATCH))
+                for _ in range(min(WRITING_CONNECTIONS, batches))
             ]
-            first = connections[0]
-            begun = [command("SET", self._writer_key(change.view), token) for change in changes]
-            first.exchange(b"".join(begun), len(begun), _soon())
+            for change in offered:
+                self._begin(connections[0], change.view, token)
             for group in together.values():
                 written.update(self._write_batches(connections, [change.view.name for change in group], self._batches(group)))
-            for change in changes:
-                if change.retracted is not None:
-                    deleted[change.view.name] = self._delete(first, change.view, change.retracted)
-            for change in changes:
-                keys = self._writer_key(change.view), publication_key(self.project, change.view)
-                arguments = token, change.publication_id, stored_version(change.view)
-                (undisturbed,) = first.exchange(command("EVAL", writing.REMEMBER_UNLESS_DISTURBED, 2, *keys, *arguments), 1, _soon())
-                if not undisturbed:
-                    disturbed.append(change)
+            deleted = [self._delete(connections[0], change) for change in offered]
+            disturbed = [change for change in offered if not self._remember(connections[0], change, token)]
         if disturbed:
             raise StoreUnavailableError(
                 f"Redis at {self._settings.host}:{self._settings.port} was flushed, or another writer wrote, during this write of "
@@ -229,20 +221,17 @@ class RedisStore:
                 + ", which is not remembered: sync again"
             )
         bytes_used = int(self._info("memory", "used_memory"))
-        found = []
-        for change, visible in zip(changes, offered, strict=True):
-            name, newest = change.view.name, cast("datetime | None", visible.rows["event_timestamp"].max())
-            found.append(
-                writing.OnlineWrite(
-                    entities_written=written[name],
-                    entities_skipped=visible.rows.height - written[name],
-                    entities_refused_future=change.rows.height - visible.rows.height,
-                    entities_deleted=deleted[name],
-                    bytes_used=bytes_used,
-                    watermark=newest and newest.astimezone(UTC),
-                )
+        return [
+            writing.OnlineWrite(
+                entities_written=written[change.view.name],
+                entities_skipped=visible.rows.height - written[change.view.name],
+                entities_refused_future=change.rows.height - visible.rows.height,
+                entities_deleted=gone,
+                bytes_used=bytes_used,
+                watermark=_newest(visible.rows),
             )
-        return found
+            for change, visible, gone in zip(changes, offered, deleted, strict=True)
+        ]
 
     def teardown(self, views: Iterable[FeatureView]) -> int:
         """Delete every entity with the views' join keys in this project, and what is remembered of the views; returns the entities."""
@@ -287,15 +276,20 @@ class RedisStore:
         counts = Counter[str]()
         group = list(islice(batches, len(connections)))
         restores = len(group) > 1 and self._restores(connections[0])
+        is_empty = False  # as the last batch was: then the next will be too
         while group:
             pairs = list(zip(connections, group, strict=False))
             for connection, batch in pairs:
-                connection.send(batch.probe, _soon())
+                connection.send(batch.watch if is_empty else batch.probe, _soon())
             sent = []
             for connection, batch in pairs:
-                transaction, count, written = batch.transaction(connection.receive(_soon(), batch.probed), restores=restores)
+                answers = connection.receive(_soon(), batch.WATCHED if is_empty else batch.probed)
+                if is_empty and answers[-1]:
+                    answers = connection.exchange(batch.probe, batch.probed, _soon())
+                transaction, count, written = batch.transaction(answers, restores=restores)
                 connection.send(transaction, _soon())
                 sent.append((connection, batch, written, count))
+            is_empty = not answers[1]
             group = list(islice(batches, len(connections)))  # laid out while the server works
             for connection, batch, written, count in sent:
                 done = connection.receive(_soon(), count)[-1] is not None
@@ -320,19 +314,32 @@ class RedisStore:
 
         key = f"{self.project}:trial:{uuid.uuid4().hex}"
         payload, expected = dumps.trial()
-        sent = command("RESTORE", key, 1000, payload), command("HGETALL", key), command("DEL", key)
+        sent = writing.restore(bulk(key.encode()), payload), command("HGETALL", key), command("DEL", key)
         try:
             return bool(connection.exchange(b"".join(sent), 3, _soon())[1] == expected)
         except hiredis.ReplyError:
             return False
 
-    def _delete(self, connection: Connection, view: FeatureView, retracted: pl.DataFrame) -> int:
-        """How many of these entities had a row of the view."""
+    def _begin(self, connection: Connection, view: FeatureView, token: str) -> None:
+        """Leave a token that goes with a flush or when another writer begins."""
+        filler = command("HSET", rows_key(self.project, view.join_keys, view.name), b"", bytes(FILLER_BYTES))
+        connection.exchange(command("SET", self._writer_key(view), token) + filler, 2, _soon())
+
+    def _delete(self, connection: Connection, change: writing.Change) -> int:
+        """How many of the retracted entities had a row of the view."""
         deleted = 0
-        for commands, entities in writing.deletions(self.project, view, retracted):
-            answers = connection.exchange(b"".join(commands), len(commands), _soon())
-            deleted += sum(fields > 0 for fields in answers[:entities])
+        if change.retracted is not None:
+            for commands, entities in writing.deletions(self.project, change.view, change.retracted):
+                answers = connection.exchange(b"".join(commands), len(commands), _soon())
+                deleted += sum(fields > 0 for fields in answers[:entities])
         return deleted
+
+    def _remember(self, connection: Connection, change: writing.Change, token: str) -> bool:
+        """Remember the publication, unless the token is gone."""
+        keys = self._writer_key(change.view), publication_key(self.project, change.view)
+        arguments = token, change.publication_id, stored_version(change.view)
+        (undisturbed,) = connection.exchange(command("EVAL", writing.REMEMBER_UNLESS_DISTURBED, 2, *keys, *arguments), 1, _soon())
+        return bool(undisturbed)
 
     def _info(self, section: str, name: str) -> str:
         found = re.search(rf"^{name}:(.*?)\r?$", self._call(command("INFO", section)).decode(), re.MULTILINE)
@@ -345,6 +352,11 @@ class RedisStore:
 
 def _soon() -> float:
     return time.monotonic() + WRITE_SECONDS
+
+
+def _newest(rows: pl.DataFrame) -> datetime | None:
+    newest = cast("datetime | None", rows["event_timestamp"].max())
+    return newest and newest.astimezone(UTC)
 
 
 def _glob(text: str) -> bytes:

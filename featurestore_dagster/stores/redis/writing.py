@@ -84,33 +84,43 @@ class OnlineWrite:
 
 
 class Batch:
-    """Entities with a row or none of each view: `probe` asks what Redis holds, and has `probed` answers."""
+    """Entities with a row or none of each view.
+
+    `watch` asks how many of them are there, the last of its `WATCHED` answers. `probe` asks also what Redis holds, and has `probed`.
+    """
+
+    WATCHED = 2
 
     def __init__(self, part: "_Part", of: slice) -> None:
         self._part = part
         self._of = of
         keys = part.keys[of]
         count, head = b"*%d\r\n" % (len(keys) + 1), HMGET % (len(part.views) + 2)
-        words = [count, b"$5\r\nWATCH\r\n", *keys, count, b"$6\r\nEXISTS\r\n", *keys]
+        joined = b"".join(keys)
+        self.watch = b"".join((count, b"$5\r\nWATCH\r\n", joined, count, b"$6\r\nEXISTS\r\n", joined))
+        words = [self.watch]
         for key in keys:
             words += (head, key, part.timestamp_names)
         head, fields = HMGET % (len(keys) + 2), b"".join(part.fields[of])
         for rows in part.views:
             words += (head, rows.key, fields)
         self.probe = b"".join(words)
-        self.probed = 2 + len(keys) + len(part.views)
+        self.probed = self.WATCHED + len(keys) + len(part.views)
 
     def transaction(self, answers: Sequence[Any], *, restores: bool) -> tuple[bytes, int, list[int]]:
         """What is sent, the number of its answers, and for each view how many entities have the offered row afterwards.
 
-        It does nothing, and its last answer is None, if one of the entities was written since the probe. Where none of them is there, they
-        are laid down whole if the server `restores`.
+        It does nothing, and its last answer is None, if one of the entities was written since they were watched. Where none of them is
+        there, which `watch` is enough to know, they are laid down whole if the server `restores`.
         """
         part, of = self._part, self._of
         _, existing, *held = answers
-        entities = len(held) - len(part.views)
-        columns = zip(part.views, zip(*held[:entities], strict=True), held[entities:], strict=True)
-        found = [rows.newer(of, timestamps, packed) for rows, timestamps, packed in columns]
+        if existing:
+            entities = len(held) - len(part.views)
+            columns = zip(part.views, zip(*held[:entities], strict=True), held[entities:], strict=True)
+            found = [rows.newer(of, timestamps, packed) for rows, timestamps, packed in columns]
+        else:
+            found = [(rows.offered(of), 0) for rows in part.views]
         newer = [chosen for chosen, _ in found]
         written = [len(chosen) + unchanged for chosen, unchanged in found]
         if not any(newer):
@@ -146,7 +156,7 @@ class _Part:
         commands = self.updates([[number for number in chosen if payloads[number] is None] for chosen in newer])
         for number in set().union(*newer):
             if payload := payloads[number]:
-                commands.append(b"*4\r\n$7\r\nRESTORE\r\n" + self.keys[number] + b"$1\r\n0\r\n" + bulk(payload))
+                commands.append(restore(self.keys[number], payload))
         return commands
 
     @cached_property
@@ -175,6 +185,10 @@ class _Rows:
         packed = iter(packing.pack(frame.filter(is_there)))
         self.packed = [next(packed) if there else b"" for there in is_there]
 
+    def offered(self, of: slice) -> list[int]:
+        """Numbers of the rows."""
+        return [number for number, timestamp in enumerate(self.timestamps[of], of.start) if timestamp is not None]
+
     def newer(self, of: slice, timestamps: Sequence[bytes | None], packed: list[bytes | None]) -> tuple[list[int], int]:
         """Numbers of the rows that replace what Redis holds, and how many it holds already, bit by bit.
 
@@ -199,7 +213,8 @@ class _Rows:
 
     def update(self, fields: Sequence[bytes], chosen: Sequence[int]) -> bytes:
         """The command that writes packed rows."""
-        words = [word for number in chosen for word in (fields[number], bulk(self.packed[number]))]
+        begin, end = b"$%d\r\n" % len(self.packed[chosen[0]]), b"\r\n"
+        words = [word for number in chosen for word in (fields[number], begin, self.packed[number], end)]
         return HSET % (2 * len(chosen) + 2) + self.key + b"".join(words)
 
     @cached_property
@@ -288,6 +303,11 @@ def _double_fields(view: str, values: pl.DataFrame) -> list[bytes]:
         for number in column.is_null().arg_true() if column.null_count() else ():
             rows[number] = rows[number][:start] + null + rows[number][start + value_bytes :]
     return rows
+
+
+def restore(key: bytes, payload: bytes) -> bytes:
+    """The command that lays a hash down, of its words; refused when the key is there."""
+    return b"*4\r\n$7\r\nRESTORE\r\n%b$1\r\n0\r\n%b" % (key, payload)
 
 
 def deletions(project: str, view: FeatureView, retracted: pl.DataFrame) -> Iterator[tuple[list[bytes], int]]:

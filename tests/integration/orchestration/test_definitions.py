@@ -3,12 +3,16 @@
 import difflib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from featurestore_dagster.errors import UnknownNameError
 from featurestore_dagster.features import CATALOGUE
+from featurestore_dagster.features.equity_views import DAILY_OHLCV_STATS
+from featurestore_dagster.features.raw_tables import US_EQUITY_CANDLES_1D
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.orchestration import asset_keys
 from featurestore_dagster.orchestration.assets.views import freshness_policy
@@ -45,6 +49,16 @@ def test_the_graph_is_the_committed_one(definitions: dg.Definitions, tmp_path: P
     lines = (text.splitlines(keepends=True) for text in (expected, actual.read_text()))
     difference = "".join(difflib.unified_diff(*lines, "committed", "now", n=8))
     assert not difference, f"the graph changed:\n{difference}\nIf this is meant, commit it:\n  cp '{actual}' '{SNAPSHOT}'"
+
+
+def test_a_calendar_that_does_not_exist_is_refused_at_loading_with_the_names_that_do(tmp_path: Path) -> None:
+    from featurestore_dagster.definitions import build_definitions
+
+    bars = replace(US_EQUITY_CANDLES_1D, calendar="XNYSE")
+    view = replace(DAILY_OHLCV_STATS, streams=(replace(DAILY_OHLCV_STATS.streams[0], calendar="XNYSE", inputs=(bars,)),))
+    catalogue = replace(CATALOGUE, datasets=(bars,), sources=(), views=(view,), services=())
+    with pytest.raises(UnknownNameError, match=r"XNYSE.*XNYS"):
+        build_definitions(Settings(data_folder=tmp_path, clock=REPLAY), catalogue)
 
 
 def test_every_asset_says_what_it_is(specs: dict[dg.AssetKey, dg.AssetSpec]) -> None:

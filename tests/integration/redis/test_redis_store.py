@@ -73,7 +73,7 @@ def test_what_was_written_is_read_back_for_all_views_in_one_call(store: RedisSto
     assert set(found.publication_ids) == {5}
 
 
-def test_a_hash_stays_compact_under_the_limits_of_a_redis_that_nobody_configured(
+def test_feasts_hash_stays_compact_and_ours_a_table_under_the_limits_of_a_redis_that_nobody_configured(
     store: RedisStore, client: redis.Redis, make_rows: MakeRows
 ) -> None:
     configured = client.config_get("hash-max-ziplist-*")
@@ -84,6 +84,7 @@ def test_a_hash_stays_compact_under_the_limits_of_a_redis_that_nobody_configured
             values = dict.fromkeys(view.feature_names, 1.5)
             store.write(view, make_rows(view, {"symbol": "AAPL", "event_timestamp": CLOSE} | values), 1, now=NOW)
         assert client.object("encoding", AAPL) in (b"ziplist", b"listpack")
+        assert {client.object("encoding", key) for key in client.keys("featurestore:rows:*")} == {b"hashtable"}
     finally:
         for name, value in configured.items():
             client.config_set(name, value)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,6 +96,38 @@ def test_a_parquet_file_is_not_unpacked_when_it_says_that_it_is_too_large(frame:
     assert len(body) < BYTES
     with pytest.raises(RefusedError, match="bytes when they are unpacked"):
         frame_of_bytes(body, PARQUET, ROWS, BYTES)
+
+
+def test_the_pages_of_a_parquet_file_are_believed_and_not_its_footer() -> None:
+    body = parquet(pl.DataFrame({"symbol": ["A" * 10_000_000]}))
+    chunk = pyarrow.parquet.read_metadata(io.BytesIO(body)).row_group(0).column(0)
+    said = zigzag(chunk.total_uncompressed_size)
+    footer = chunk.data_page_offset
+    lie = body[:footer] + body[footer:].replace(said, b"\x80" * (len(said) - 1) + b"\x00")
+    assert pyarrow.parquet.read_metadata(io.BytesIO(lie)).row_group(0).column(0).total_uncompressed_size == 0
+    with pytest.raises(RefusedError, match="bytes when they are unpacked"):
+        frame_of_bytes(lie, PARQUET, ROWS, BYTES)
+
+
+def test_empty_batches_and_pages_are_counted() -> None:
+    sink = io.BytesIO()
+    empty = FRAME.clear().to_arrow()
+    with pa.ipc.new_stream(sink, empty.schema) as writer:
+        for _ in range(100):
+            writer.write_batch(pa.RecordBatch.from_pylist([], empty.schema))
+    with pytest.raises(RefusedError, match="bytes when they are unpacked"):
+        frame_of_bytes(sink.getvalue(), ARROW, ROWS, BYTES)
+    with pytest.raises(MalformedDataError):
+        frame_of_bytes(b"PAR1" + b"\x80" * 1_000 + parquet(FRAME.drop("kind"))[1_004:], PARQUET, ROWS, BYTES)
+
+
+def zigzag(number: int) -> bytes:
+    """As Thrift's compact protocol writes it."""
+    value, written = number << 1, bytearray()
+    while value > 127:
+        written.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*written, value])
 
 
 def test_a_buffer_shorter_than_its_array_is_refused() -> None:

@@ -19,7 +19,9 @@ def test_a_hash_by_hand() -> None:
     assert others == [payload] * (FEWEST_ROWS - 1)
     assert payload is not None
     entries = b"\x00\x01f\x03\x05value\xff"
-    assert payload[:-8] == b"\x0d\x40\x15" + b"\x15\0\0\0" + b"\x0d\0\0\0" + b"\x02\0" + entries + b"\x09\0"
+    head, checksummed = payload[:5], payload[5:-2]
+    assert (head, payload[-2:]) == (b"$%d\r\n" % len(checksummed), b"\r\n")
+    assert checksummed[:-8] == b"\x0d\x40\x15" + b"\x15\0\0\0" + b"\x0d\0\0\0" + b"\x02\0" + entries + b"\x09\0"
 
 
 def test_rows_whose_lengths_few_others_have_get_none() -> None:
