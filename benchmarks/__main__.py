@@ -1,6 +1,7 @@
 """`python -m benchmarks`: every benchmark, one after the other, and `docs/benchmarks.md` with what they found.
 
 What each measures, and how, is in its own module. `python -m benchmarks online http` runs these two and leaves the rest of the page.
+What else is given is passed on to them, as in `python -m benchmarks history_size --folder data`.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-BENCHMARKS = ("online", "http", "point_in_time", "universe", "indicators", "events", "path", "freshness", "restatement")
+BENCHMARKS = ("online", "http", "point_in_time", "history_size", "universe", "indicators", "events", "path", "freshness", "restatement")
 HEAD = """# Benchmarks
 
 What the commands printed when `make bench` last wrote this page. Machines are noisy: compare ratios, and look at the
@@ -26,7 +27,8 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: all)")
-    names = parser.parse_args().names or BENCHMARKS
+    options, passed_on = parser.parse_known_args()
+    names = options.names or BENCHMARKS
     if unknown := set(names) - set(BENCHMARKS):
         parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
     written = PAGE.read_text() if PAGE.exists() else ""
@@ -34,7 +36,9 @@ def main() -> None:
     console = Console(stderr=True)
     for name in names:
         console.print(f"measuring {name} ...")
-        done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", "--json"], check=True, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{name}", "--json", *passed_on], check=True, stdout=subprocess.PIPE, text=True
+        )
         parts[f"## `python -m benchmarks.{name}`"] = (
             "\n" + "\n".join(map(_table, *zip(*json.loads(done.stdout).items(), strict=True))) + "\n"
         )

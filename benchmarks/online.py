@@ -4,7 +4,10 @@ A hundred Float64 features over six views, for one and for fifty entities: Feast
 values, statuses, ages and flags), our blocking and asynchronous clients, one bare HGET, and the bytes of our read over a raw socket, with
 nothing decoded. A call that only computes for 0.05 ms shows what the machine adds. Closed loop: the next call begins when the last ended.
 Open loop: calls are due at a fixed rate, and a latency counts from the instant at which its call was due. Then writes with the check
-for newer rows, a rebuild of 45,000 entities from nothing, memory, and what an import costs. Prints milliseconds, rates and ratios.
+for newer rows, and a rebuild of 45,000 entities from nothing, with the CPU time of this process and of Redis: both work at the same time,
+so that the larger is the bound on a machine that does nothing else. Then what entities cost in a Redis of their own: all that it has
+allocated more than when it was empty (INFO's used_memory: keys, values, hash tables, the allocator's rounding). And what an import costs.
+Prints milliseconds, rates and ratios.
 """
 
 import argparse
@@ -37,8 +40,8 @@ from featurestore_dagster.serving.answer import OnlineFeatures
 from featurestore_dagster.serving.online import judged
 from featurestore_dagster.serving.plan import plan
 from featurestore_dagster.settings import RedisSettings, Settings
-from featurestore_dagster.stores.embedded import EmbeddedServices
-from featurestore_dagster.stores.redis import RedisStore
+from featurestore_dagster.stores.embedded import EmbeddedServices, redis_server
+from featurestore_dagster.stores.redis import Change, RedisStore
 from featurestore_dagster.stores.redis.reading import ReadRequest
 from featurestore_dagster.stores.redis.wire import Connection, command
 
@@ -83,8 +86,8 @@ def measure(settings: Settings, folder: Path, options: argparse.Namespace) -> Re
         results[f"100 features over 6 views, {entities} entities: ms"] = reads(store, settings, catalogue, feast, entities, options)
     results["open loop: ms from the instant at which a call was due"] = open_loop(store, catalogue, options)
     results["writes, with the check for newer rows"] = writes(store, connection, folder)
-    results["rebuild from nothing"] = [rebuild(store, connection, views, options.entities)]
-    results["memory"] = [memory(store, widths, options.entities) for widths in ((7,), WIDTHS)]
+    results["rebuild from nothing"] = [rebuild(store, connection, views, options.entities, together=together) for together in (True, False)]
+    results["memory"] = [memory(widths, options.entities) for widths in ((7,), WIDTHS)]
     module = "featurestore_dagster.serving.client"
     results["import in a process of its own"] = [
         imported(f"import {module}"),
@@ -260,30 +263,42 @@ def writes(store: RedisStore, connection: RedisSettings, folder: Path) -> list[d
     found: list[dict[str, Any]] = []
     for name, rows, call in (("Feast materialize", ENTITIES * 5, materialize), ("RedisStore.write", REBUILT, write)):
         for state in ("nothing there", "equal rows there"):
-            began = time.perf_counter()
-            call()
-            found.append({"write": name, "state": state, "rows": rows, "rows a second": rows / (time.perf_counter() - began)})
+            used = measured(connection, call)
+            found.append({"write": name, "state": state, "rows": rows, "rows a second": rows / used["seconds"], **used})
     for ours_row, theirs_row in zip(found[2:], found[:2], strict=True):
         theirs_row["ratio"], ours_row["ratio"] = 1.0, ours_row["rows a second"] / theirs_row["rows a second"]
     return found
 
 
-def rebuild(store: RedisStore, connection: RedisSettings, views: Sequence[FeatureView], entities: int) -> dict[str, Any]:
-    """Fill an empty Redis from frames; reading them from Postgres is not in it."""
-    frames = [random_rows(view, entities) for view in views]
+def rebuild(store: RedisStore, connection: RedisSettings, views: Sequence[FeatureView], entities: int, *, together: bool) -> dict[str, Any]:
+    """Fill an empty Redis from frames, all views at once or one after the other; reading them from Postgres is not in it."""
+    changes = [Change(view, random_rows(view, entities), 1) for view in views]
     store.teardown(views)
-    began, cpu_began, server_began = time.perf_counter(), time.process_time(), server_cpu_seconds(connection)
-    for view, frame in zip(views, frames, strict=True):
-        store.write(view, frame, 1, now=NOW)
-    seconds = time.perf_counter() - began
+    parts = [changes] if together else [[change] for change in changes]
+
+    def fill() -> None:
+        for part in parts:
+            store.write_together(part, NOW)
+
+    used = measured(connection, fill)
     return {
+        "views": "at once" if together else "one by one",
         "entities": entities,
         "features": sum(len(view.features) for view in views),
-        "seconds": seconds,
-        "our CPU seconds": time.process_time() - cpu_began,
-        "Redis' CPU seconds": server_cpu_seconds(connection) - server_began,
-        "rows a second": entities * len(views) / seconds,
+        **used,
+        "rows a second": entities * len(views) / used["seconds"],
         "load average": os.getloadavg()[0],
+    }
+
+
+def measured(connection: RedisSettings, call: Callable[[], None]) -> dict[str, float]:
+    """Seconds of a call, and CPU time of this process and of Redis."""
+    began, cpu_began, server_began = time.perf_counter(), time.process_time(), server_cpu_seconds(connection)
+    call()
+    return {
+        "seconds": time.perf_counter() - began,
+        "CPU seconds": time.process_time() - cpu_began,
+        "Redis' CPU seconds": server_cpu_seconds(connection) - server_began,
     }
 
 
@@ -296,21 +311,19 @@ def server_cpu_seconds(connection: RedisSettings) -> float:
         return float(used["used_cpu_user"] + used["used_cpu_sys"])
 
 
-def memory(store: RedisStore, widths: Sequence[int], entities: int) -> dict[str, Any]:
-    """What entities cost Redis."""
+def memory(widths: Sequence[int], entities: int) -> dict[str, Any]:
+    """What entities cost a Redis of their own; see the module."""
     views = toy_views(widths, "memory_view")
-    store.teardown(views)
-    before = store.write(views[0], random_rows(views[0], 0), 1, now=NOW).bytes_used
-    for view in views:
-        used = store.write(view, random_rows(view, entities), 1, now=NOW).bytes_used
-    store.teardown(views)
-    return {
-        "views": len(widths),
-        "features": sum(widths),
-        "entities": entities,
-        "MiB": (used - before) / 2**20,
-        "bytes for each entity": (used - before) / entities,
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        connection, _ = redis_server.start(Path(folder) / "redis", Path(folder) / "redis.log", None)
+        try:
+            store = RedisStore(connection, PROJECT)
+            before = store.write(views[0], random_rows(views[0], 0), 1, now=NOW).bytes_used
+            used = store.write_together([Change(view, random_rows(view, entities), 1) for view in views], NOW)[0].bytes_used - before
+            store.close()
+        finally:
+            redis_server.stop(Path(folder) / "redis")
+    return {"views": len(widths), "features": sum(widths), "entities": entities, "MB": used / 1e6, "bytes for each entity": used / entities}
 
 
 def imported(statement: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +15,14 @@ Found = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 def rows_of(found: Found) -> Sequence[Mapping[str, Any]]:
     """Rows to print; measures become the columns `measure` and `value`."""
     return [{"measure": name, "value": value} for name, value in found.items()] if isinstance(found, Mapping) else found
+
+
+def memory(name: str) -> float:
+    """MiB of this process under a name of /proc: VmHWM, the peak with mapped files, or RssAnon, what is allocated now.
+
+    The peak of `resource.getrusage` begins with that of the process that started this one.
+    """
+    return float(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0]) / 1024
 
 
 def show(results: Mapping[str, Found], *, as_json: bool) -> None:

@@ -1,8 +1,9 @@
 """`python -m benchmarks.universe`: a year of daily bars of many symbols, from the source to Redis, by the platform's loops.
 
 Random walks of crypto pairs, which trade every day: bars are audited and published, seven features computed, audited and published, and the
-newest rows written to Redis. Prints the seconds of each stage, rows a second, the peak memory of this process, and Redis' memory. The
-sizes run one after the other, each in a process of its own with fresh servers: cost for a row tells whether it is linear.
+newest rows written to Redis. Prints the seconds of each stage, those of all stages after the bars are in, rows a second, CPU seconds and
+peak memory of this process and of Postgres, Redis' memory, and the disk that the database takes. The sizes run one after the other, each in
+a process of its own with fresh servers: cost for a row tells whether it is linear.
 """
 
 import argparse
@@ -12,8 +13,10 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -21,6 +24,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
+import psycopg
 
 from benchmarks.printing import show
 from featurestore_dagster.calendars import calendar
@@ -81,6 +86,7 @@ def measure(symbols: int, days: int) -> dict[str, float | int]:
         tempfile.TemporaryDirectory(prefix="featurestore-bench-", ignore_cleanup_errors=True) as folder,
         EmbeddedServices(Settings(data_folder=Path(folder), clock=clock.now().isoformat())) as settings,
     ):
+        servers = Watched(settings)
         store, ledger = PostgresStore(settings.postgres, clock), Ledger(settings.postgres)
         store.apply(catalogue)
         pipeline = Pipeline(catalogue, store, ledger, clock, walk.fetch)
@@ -90,18 +96,63 @@ def measure(symbols: int, days: int) -> dict[str, float | int]:
             "compute seconds": _timed(lambda: _refuse_blocked(pipeline.materialise(VIEW, VIEW.streams[0], sessions))),
             "sync seconds": _timed(lambda: sync_view(VIEW, store, online, clock.now(), catalogue)),
         }
+        database_bytes = _database_bytes(settings)
         redis_bytes = int(online._info("memory", "used_memory"))  # noqa: SLF001 - what INFO says, over the connection that is there
+        postgres_cpu, postgres_mebibytes = servers.result()
     rows, seconds = symbols * days, sum(took.values())
+    used = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "symbols": symbols,
         "days": days,
         **took,
+        "computed, published, online (s)": seconds - took["ingest seconds"],
         "seconds": seconds,
         "bars a second": rows / seconds,
-        "peak memory (MiB)": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "CPU seconds": used.ru_utime + used.ru_stime,
+        "of Postgres": postgres_cpu,
+        "peak memory (MiB)": used.ru_maxrss / 1024,
+        "of Postgres (MiB)": postgres_mebibytes,
+        "database (MiB)": database_bytes / 2**20,
         "Redis (MiB)": redis_bytes / 2**20,
         "load average": os.getloadavg()[0],
     }
+
+
+class Watched:
+    """Greatest memory of all processes of the server together, shared pages counted once, looked at every other second."""
+
+    def __init__(self, settings: Settings) -> None:
+        with psycopg.connect(settings.postgres.conninfo) as connection:
+            backend = psutil.Process(connection.info.backend_pid)
+        self._postmaster, self._peak = backend.parent() or backend, 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def result(self) -> tuple[float, float]:
+        """CPU seconds so far, and greatest MiB."""
+        self._done.set()
+        self._thread.join()
+        total = 0.0
+        for process in (self._postmaster, *self._postmaster.children()):
+            times = process.cpu_times()
+            total += times.user + times.system
+        times = self._postmaster.cpu_times()
+        return total + times.children_user + times.children_system, self._peak / 2**20
+
+    def _watch(self) -> None:
+        while not self._done.wait(2):
+            total = 0
+            for process in (self._postmaster, *self._postmaster.children()):
+                with suppress(psutil.Error):
+                    total += process.memory_full_info().pss
+            self._peak = max(self._peak, total)
+
+
+def _database_bytes(settings: Settings) -> int:
+    with psycopg.connect(settings.postgres.conninfo) as connection:
+        row = connection.execute("select pg_database_size(current_database())").fetchone()
+    return int(row[0]) if row else 0
 
 
 class Walk:

@@ -1,6 +1,6 @@
 """The Dagster code location: everything that is derived from the catalogue, put together.
 
-`dagster api grpc -m featurestore_dagster.definitions` loads `defs`. No declaration and no business code belongs here.
+The code server loads `defs`. No declaration and no business code belongs here.
 """
 
 from pathlib import Path

@@ -20,7 +20,8 @@ from dagster._core.execution.api import execute_run_iterator
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PARTITION_NAME_TAG
 
 from featurestore_dagster.orchestration import asset_keys
-from featurestore_dagster.orchestration.launched_runs import BACKFILL_TAG, PROCESS_TAG, end_abandoned, process_identity
+from featurestore_dagster.orchestration.jobs import BACKFILL_TAG
+from featurestore_dagster.orchestration.live_runs import end_abandoned
 
 STEP_EVENTS = {
     dg.DagsterEventType.STEP_START: "started",
@@ -65,9 +66,7 @@ def _run(wanted: Mapping[str, Any], defs: dg.Definitions, instance: dg.DagsterIn
         job = job.get_subset(asset_selection=assets)
     if BACKFILL_TAG in tags:
         os.nice(max(0, BACKFILL_NICENESS - os.nice(0)))
-    run = instance.create_run_for_job(
-        job, run_config=QUIET, tags={**span, **tags, PROCESS_TAG: process_identity()}, asset_selection=frozenset(assets) or None
-    )
+    run = instance.create_run_for_job(job, run_config=QUIET, tags={**span, **tags}, asset_selection=frozenset(assets) or None)
     _say({"run_id": run.run_id})
     for event in execute_run_iterator(InMemoryJob(job), run, instance):
         state = STEP_EVENTS.get(event.event_type)

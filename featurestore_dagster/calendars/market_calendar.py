@@ -98,6 +98,14 @@ class MarketCalendar:
         row = self.table.row(self._positions[label], named=True)
         return Session(label, *(row[column] for column in SESSION_COLUMNS[1:]))
 
+    def session_at(self, instant: datetime) -> Session:
+        """The session that owns an instant: as `session_of`, at a hundredth of the cost of a series.
+
+        Raises:
+            UnknownPartitionError: The instant is outside the calendar's range.
+        """
+        return self.session(self._labels[self._position(_microseconds(instant))])
+
     def previous_sessions(self, day: date, count: int) -> date:
         """Label of the session `count` sessions before `day`; count 0 is `day` itself or, on a closed day, the session before it.
 

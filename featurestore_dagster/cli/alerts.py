@@ -53,7 +53,8 @@ def list_alerts(
     else:
         print_rows("Alerts", [_line(alert) for alert in found], empty="none")
         for alert in found:
-            console.print(f"  {alert.alert_id}: likely cause: {alert.problem.cause}", highlight=False, soft_wrap=True, markup=False)
+            line = f"  {alert.alert_id}: {alert.problem.subject}; likely cause: {alert.problem.cause}"
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
         print_rows(
             "Silences",
             [{"name": one.name, "until": f"{one.ends_at:%Y-%m-%d %H:%MZ}", "reason": one.reason} for one in silences],
@@ -123,7 +124,6 @@ def _line(alert: Alert) -> dict[str, object]:
         "id": alert.alert_id,
         "state": alert.state.value,
         "kind": alert.problem.kind.value,
-        "subject": alert.problem.subject,
         "since": f"{alert.problem.since:%Y-%m-%d %H:%MZ}",
         "told": f"{alert.notified_at:%Y-%m-%d %H:%MZ}" if alert.notified_at else None,
     }

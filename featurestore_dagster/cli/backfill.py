@@ -116,7 +116,6 @@ def print_preview(plans: Sequence[StreamBackfill], *, as_json: bool) -> None:
 def preview_row(plan: StreamBackfill) -> dict[str, Any]:
     """A plan as numbers and sentences."""
     view = plan.view
-    dependents = [other.label for other in CATALOGUE.views if any(member.name == view.name for member in other.members)]
     return {
         "view": view.label,
         "stream": plan.stream.name,
@@ -128,7 +127,7 @@ def preview_row(plan: StreamBackfill) -> dict[str, Any]:
         "postgres_bytes": plan.postgres_bytes,
         "redis_bytes": plan.redis_bytes,
         "inputs_to_fetch": [dataset.name for dataset in plan.unfetched],
-        "dependents": dependents,
+        "dependents": list(plan.dependents),
         "slo_impact": (
             "it reaches the newest session: online values and watermarks may advance"
             if plan.is_newest

@@ -114,6 +114,7 @@ def info(
             "\n".join([f"{view.description}.", *(f"  {name}: {text}" for name, text in view_facts(view))]),
             highlight=False,
         )
+        rows = [row | {"feature": feature.name} for row, (_, feature) in zip(rows, references, strict=True)]
     print_rows(name, rows)
 
 

@@ -68,7 +68,7 @@ def _shown(client: Any, view: str | None) -> RenderableType:
     rows = [
         {
             "state": state.freshness.state.value,
-            "view/stream": f"{state.view}/{state.stream}",
+            "view / stream": f"{state.view} / {state.stream}",
             "newest_row": _short(state.freshness.watermark, now),
             "online": _online(online.get((state.view, state.stream)), state.freshness.watermark, now),
             "due": _short(state.freshness.due_at, now),
@@ -113,7 +113,7 @@ def slo(
         rows = [
             {
                 "attained": "-" if one.attainment is None else f"{one.attainment:.3%}",
-                "view/stream": f"{one.view}/{one.stream or 'all'}",
+                "view / stream": f"{one.view} / {one.stream or 'all'}",
                 "objective": f"{one.objective:.1%}",
                 "overdue": f"{one.overdue_seconds / 3600:.1f} h",
                 "of": f"{one.evaluated_seconds / 3600:.1f} h",

@@ -43,14 +43,13 @@ def connected(settings: Settings) -> Iterator[Settings]:
 def refill(settings: Settings) -> None:
     """Bring an embedded Redis, which keeps nothing on disk, up to the ledger; nothing to do before the first `apply`."""
     from featurestore_dagster.serving.client_base import PROJECT
-    from featurestore_dagster.serving.online_sync import sync_view
+    from featurestore_dagster.serving.online_sync import sync_views
 
     clock = settings.make_clock()
     store, online = PostgresStore(settings.postgres, clock), RedisStore(settings.redis, PROJECT)
     catalogue = CATALOGUE.with_sources(settings.source_names)
     if not store.drift(CATALOGUE):
-        for view in (view for view in CATALOGUE.views if view.online):
-            sync_view(view, store, online, clock.now(), catalogue)
+        sync_views([view for view in CATALOGUE.views if view.online], store, online, clock.now(), catalogue)
 
 
 def up(
@@ -134,7 +133,12 @@ def freshness_rows(client: Any) -> list[dict[str, Any]]:
 
 def print_freshness(title: str, states: list[dict[str, Any]]) -> None:
     """The SLO table, and under it who is behind."""
-    print_rows(title, [{name: value for name, value in state.items() if name != "behind"} for state in states], empty="stores are down")
+    rows = [
+        {"state": state["state"], "view / stream": f"{state['view']} / {state['stream']}"}
+        | {name: state[name] for name in ("newest_row", "next_due")}
+        for state in states
+    ]
+    print_rows(title, rows, empty="stores are down")
     for state in states:
         for line in state["behind"][:SHOWN_BEHIND]:
             console.print(f"  behind in {state['view']}, {state['stream']}: {line}", highlight=False, soft_wrap=True)

@@ -12,9 +12,12 @@ console = Console()
 errors = Console(stderr=True)
 
 NEVER_WRAPPED = {
-    "feature", "state", "status", "unit", "subject", "passed", "newest_row", "next_due", "online", "due", "lag",
+    "feature", "state", "status", "unit", "since", "told", "passed", "newest_row", "next_due", "online", "due", "lag",
     "objective", "overdue", "of", "budget_left",
 }  # fmt: skip
+
+NUMBERS_THAT_NAME = {"id", "process_id", "port"}
+"""They are typed again, so that they have no thousands' separators."""
 
 AsJson = typer.Option(False, "--json", help="Print JSON instead of a table.")
 
@@ -43,7 +46,7 @@ def rows_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
             no_wrap=place == 0 or name in NEVER_WRAPPED,
         )
     for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
+        table.add_row(*(str(value) if name in NUMBERS_THAT_NAME and value is not None else _cell(value) for name, value in row.items()))
     return table
 
 

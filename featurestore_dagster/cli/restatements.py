@@ -1,5 +1,6 @@
 """`featurestore restatements`: what changed, what it touched, how long it took; and the requests that wait for a person."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ from featurestore_dagster.stores.postgres.restatements import DONE, FAILED, REQU
 
 app = typer.Typer(help="Corrections of published rows, and what follows them.", invoke_without_command=True)
 
-KEYS_SHOWN = 3
+NAMES_SHOWN = 3
 
 
 @app.callback()
@@ -36,9 +37,13 @@ def restatements(
     if as_json:
         print_json({"changes": changes, "requests": [{**vars(r), "seconds": _seconds(r)} for r in requests]})
         return
-    print_rows("Changes", [_change(change) for change in changes], empty="no published row was ever replaced")
+    print_rows("Changes", [_change(number, change) for number, change in enumerate(changes, 1)], empty="no published row was ever replaced")
+    for number, change in enumerate(changes, 1):
+        touched = (f"{name}: {t['partitions']} partitions, {t['rows']} rows" for name, t in change["touched"].items())
+        _tell(f"{number}: of {_few(change['keys'])}; touched {'; '.join(touched) or 'nothing yet'}")
     print_rows("Requests", [_request(request) for request in requests], empty="none")
     for request in requests:
+        _tell(f"{request.restatement_id}: of {_few(request.relations)}; because of {_few(list(request.causes))}")
         if request.status == WAITING:
             console.print(
                 f"{request.restatement_id} waits: {request.partitions:,} sessions; preview it with `featurestore restatements apply"
@@ -90,16 +95,23 @@ def _seconds(request: Restatement) -> float | None:
     return (request.finished_at - request.changed_at).total_seconds() if request.finished_at else None
 
 
-def _change(change: dict[str, Any]) -> dict[str, Any]:
-    keys = change["keys"]
-    more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
+def _tell(line: str) -> None:
+    """A line below a table: lists of names would tear its columns."""
+    console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
+
+
+def _change(number: int, change: dict[str, Any]) -> dict[str, Any]:
     return {
+        "": number,
         "published_at": f"{change['published_at']:%Y-%m-%d %H:%M:%SZ}",
         "relation": change["relation"],
-        "partitions": f"{change['first_partition']}..{change['last_partition']}",
+        "partitions": f"{change['first_partition']} to {change['last_partition']}",
         "rows": change["rows"],
-        "keys": ", ".join(keys[:KEYS_SHOWN]) + more,
-        "touched": "; ".join(f"{name}: {t['partitions']} partitions, {t['rows']} rows" for name, t in change["touched"].items()),
         "seconds": change["seconds"],
     }
 
@@ -109,9 +121,7 @@ def _request(request: Restatement) -> dict[str, Any]:
         "id": request.restatement_id,
         "status": request.status,
         "job": request.job,
-        "partitions": f"{request.first_partition}..{request.last_partition}",
+        "partitions": f"{request.first_partition} to {request.last_partition}",
         "sessions": request.partitions,
-        "streams": ", ".join(request.relations),
-        "causes": ", ".join(request.causes),
         "seconds": _seconds(request),
     }

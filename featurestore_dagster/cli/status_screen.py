@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -18,6 +19,10 @@ from featurestore_dagster.serving.overview import Overview, due_text, duration_t
 from featurestore_dagster.settings import Settings
 
 EVERY_SECONDS = 5.0
+WIDE_COLUMNS = ("state", "view", "stream", "newest value", "due", "lag of SLO", "event to publication")
+WIDE = 160
+"""Columns of a terminal that hold a line of all of them."""
+
 BARS = "▁▂▃▄▅▆▇█"
 SHOWN_DELAYS = 16
 SHOWN_BEHIND = 3
@@ -40,32 +45,32 @@ def watch(settings: Settings) -> None:
         while True:
             try:
                 client = client or FeatureStoreClient(settings)
-                shown: RenderableType = screen(client.get_overview())
+                shown: RenderableType = screen(client.get_overview(), console.width)
             except FeatureStoreError as error:
                 shown = Text(f"{type(error).__name__}: {error}", style="bold red")
             live.update(shown, refresh=True)
             time.sleep(EVERY_SECONDS)
 
 
-def screen(found: Overview) -> RenderableType:
-    """The overview as tables."""
+def screen(found: Overview, width: int) -> RenderableType:
+    """The overview as tables for a terminal of so many columns: a narrow one gets a stream's name below its view's, and no bars."""
     replayed = f" ({found.replayed})" if found.replayed else ""
     title = f"{found.at:%Y-%m-%d %H:%M:%S}Z{replayed}: {found.overdue} of {len(found.streams)} streams overdue"
-    streams = Table(title=title, title_justify="left", title_style="bold", expand=False)
-    for name in ("state", "view", "stream", "newest value", "due", "lag of SLO", "event to publication"):
-        streams.add_column(name, no_wrap=name != "stream")
+    narrow = width < WIDE
+    streams = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD if narrow else box.HEAVY_HEAD)
+    for name in ("state", "view", "newest value", "due", "lag of SLO") if narrow else WIDE_COLUMNS:
+        streams.add_column(name, no_wrap=not narrow or name in {"state", "view", "newest value"}, overflow="fold")
     for stream in found.streams:
         state, freshness = stream.state, stream.state.freshness
-        newest = f"{freshness.watermark:%Y-%m-%d %H:%M}Z" if freshness.watermark else "never"
+        newest = f"{freshness.watermark:{'%m-%d' if narrow else '%Y-%m-%d'} %H:%M}Z" if freshness.watermark else "never"
         lag = duration_text(freshness.lag.total_seconds()) if freshness.lag is not None else "-"
         streams.add_row(
             Text(freshness.state.value, style=STYLES[freshness.state]),
-            state.view,
-            state.stream,
+            *([f"{state.view}\n{state.stream}"] if narrow else [state.view, state.stream]),
             newest,
             due_text(state, found.at),
             f"{lag} of {duration_text(stream.max_lag.total_seconds())}",
-            bars(stream.delays_seconds),
+            *([] if narrow else [bars(stream.delays_seconds)]),
         )
     parts: list[RenderableType] = [streams]
     behind = [(stream.state, line) for stream in found.streams for line in stream.state.worst[:SHOWN_BEHIND]]

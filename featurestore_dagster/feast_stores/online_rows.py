@@ -1,7 +1,7 @@
 """Feast's rows as commands to Redis, and rows from its answers; what is served of them, and why not. Sans-io, for every Feast repository.
 
-The layout is Feast's. Beside it, in the hash where our own rows lie too (`stores.redis.packed`), stand the event time and known-at of the
-row that was written last, so that a correction of the same event time wins, and an older one never does.
+The layout is Feast's. Beside it, in a hash under the same key in braces, stand for each view the event time and known-at of the row that
+was written last, so that a correction of the same event time wins, and an older one never does.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from feast.repo_config import RepoConfig
 from featurestore_dagster.feast_stores.connections import declared_view, environments_clock
 from featurestore_dagster.serving.answer import EPOCH, OnlineFeatures, Status, instant
 from featurestore_dagster.stores.redis import layout
-from featurestore_dagster.stores.redis.packed import packed_key
+from featurestore_dagster.stores.redis.packed import rows_key
 from featurestore_dagster.stores.redis.wire import command
 from featurestore_dagster.stores.redis.writing import ROWS_PER_BATCH
 
@@ -195,6 +195,11 @@ def entity_row(key: EntityKey) -> dict[str, Any]:
     return {name: getattr(value, value.WhichOneof("val") or "", None) for name, value in zip(key.join_keys, key.entity_values, strict=True)}
 
 
+def times_key(key: bytes) -> bytes:
+    """Redis key of the times of an entity's rows, by view."""
+    return b"{" + key + b"}"
+
+
 def writes(config: RepoConfig, table: FeastView, rows: Sequence[WrittenRow], now: datetime) -> Iterator[tuple[bytes, int]]:
     """Batches of commands and the numbers of their answers.
 
@@ -213,9 +218,9 @@ def writes(config: RepoConfig, table: FeastView, rows: Sequence[WrittenRow], now
                 text for feature, value in values.items() for text in (layout.feature_field(name, feature), value.SerializeToString())
             ]
             stamp = (layout.timestamp_field(name), layout.encode_timestamp(event))
-            sent.append(command("EVALSHA", sha, 2, key, packed_key(key), name, times, *stamp, *fields))
+            sent.append(command("EVALSHA", sha, 2, key, times_key(key), name, times, *stamp, *fields))
             if lifetime:
-                sent += [command("EXPIRE", owner, lifetime) for owner in (key, packed_key(key))]
+                sent += [command("EXPIRE", owner, lifetime) for owner in (key, times_key(key))]
         yield b"".join(sent), len(sent)
 
 
@@ -230,15 +235,16 @@ def row_deletions(config: RepoConfig, table: FeastView, keys: Sequence[bytes]) -
     fields = [layout.timestamp_field(name), *(layout.feature_field(name, feature.name) for feature in table.features)]
     for start in range(0, len(keys), ROWS_PER_BATCH):
         batch = keys[start : start + ROWS_PER_BATCH]
-        sent = [text for key in batch for text in (command("HDEL", key, *fields), command("HDEL", packed_key(key), name))]
+        sent = [text for key in batch for text in (command("HDEL", key, *fields), command("HDEL", times_key(key), name))]
         yield b"".join(sent), len(sent)
+    yield command("UNLINK", rows_key(config.project, table.join_keys, name)), 1  # where it is one of ours
 
 
 def entity_deletions(keys: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
     """Batches of commands that delete entities with all their rows, and the numbers of their answers."""
     for start in range(0, len(keys), ROWS_PER_BATCH):
         batch = keys[start : start + ROWS_PER_BATCH]
-        yield command("UNLINK", *batch, *map(packed_key, batch)), 1
+        yield command("UNLINK", *batch, *map(times_key, batch)), 1
 
 
 def is_of(key: bytes, prefix: bytes, join_keys: int, project: bytes) -> bool:

@@ -54,6 +54,7 @@ from featurestore_dagster.serving.policy import ReadPolicy
 from featurestore_dagster.settings import RedisSettings, Settings
 from featurestore_dagster.stores.postgres import PostgresStore
 from featurestore_dagster.stores.redis import RedisStore
+from featurestore_dagster.stores.redis.packed import rows_key
 from featurestore_dagster.stores.redis.store import READ_SECONDS, WRITE_SECONDS
 from featurestore_dagster.stores.redis.wire import AsyncPool, Pool, command, translated
 
@@ -152,6 +153,8 @@ class BitemporalOnlineStore(RedisOnlineStore):
     def delete_entity_values(self, config: RepoConfig, join_keys: list[str]) -> None:
         """Delete the rows of all views with these join keys, of exactly this project."""
         self._exchange(config, entity_deletions(list(self._keys(config, join_keys))))
+        packed = [rows_key(config.project, join_keys, view.name) for view in CATALOGUE.views if set(view.join_keys) == set(join_keys)]
+        self._exchange(config, [(command("UNLINK", key), 1) for key in packed])
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeastView], entities: Sequence[Entity]) -> None:
         """Delete the entities of these views, and what Redis remembers of ours."""

@@ -13,8 +13,7 @@ from featurestore_dagster.model.time import SystemClock
 from featurestore_dagster.monitoring import alerting
 from featurestore_dagster.monitoring.problems import Evidence, Found, JobHistory, find_problems
 from featurestore_dagster.orchestration import asset_keys
-from featurestore_dagster.orchestration.jobs import paths
-from featurestore_dagster.orchestration.launched_runs import BACKFILL_TAG
+from featurestore_dagster.orchestration.jobs import BACKFILL_TAG, paths
 from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.orchestration.propagation import CATCH_UP_TAG, RESTATEMENT_TAG
 from featurestore_dagster.projections.relation import dataset_relation, stream_relation
@@ -32,6 +31,12 @@ RUNS_READ = 25
 
 PAGE, PAGES = 100, 10
 """Finished runs of a job are read by so many, and so often at most, until its last success is found."""
+
+CATCHING_UP = " catching up"
+"""After a job's name: its runs over missed sessions, whose failures are told apart from those of live runs."""
+
+CATCH_UP_ENDS = timedelta(hours=2)
+"""Missed sessions are asked for each hour: when that has ended, somebody else has run them."""
 
 EXTRA_RUNS = frozenset({RESTATEMENT_TAG, CATCH_UP_TAG, BACKFILL_TAG, BACKFILL_ID_TAG})
 """Tags of runs that compute the past under a job's name: they say nothing of whether the job does its work now."""
@@ -77,7 +82,8 @@ def job_histories(instance: dg.DagsterInstance, ledger: Ledger, watched: Iterabl
     """History of each job that is watched or that failed lately.
 
     Not counted: runs that Dagster will retry, that were cancelled, that a blocked partition failed, and `EXTRA_RUNS`. Runs from the UI
-    without a job of ours share Dagster's own job name.
+    without a job of ours share Dagster's own job name. Runs over missed sessions that fail have a history of their own, until one succeeds
+    or none is asked for any more.
 
     Args:
         instance: Dagster's storage.
@@ -86,40 +92,55 @@ def job_histories(instance: dg.DagsterInstance, ledger: Ledger, watched: Iterabl
         now: Real time.
     """
     failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=now - LOOK_BACK)
-    names = dict.fromkeys([*watched, *(run.job_name for run in instance.get_runs(failed, limit=FAILURES_READ))])
-    return {name: _history(instance, ledger, name) for name in names}
+    seen = (run.job_name for run in instance.get_runs(failed, limit=FAILURES_READ))
+    names = dict.fromkeys([*(name.removesuffix(CATCHING_UP) for name in watched), *seen])
+    histories = {name: _history(instance, ledger, name) for name in names}
+    for name in names:
+        history = _history(instance, ledger, name, catching_up=True)
+        if history.failing_since is not None and (_newest_catch_up(instance, name) or now) > now - CATCH_UP_ENDS:
+            histories[history.job] = history
+    return histories
 
 
-def _history(instance: dg.DagsterInstance, ledger: Ledger, job: str) -> JobHistory:
-    started = instance.get_run_records(dg.RunsFilter(job_name=job), limit=1)
-    newest_failures = list(islice(_failures_since_success(_finished(instance, job)), RUNS_READ))
+def _newest_catch_up(instance: dg.DagsterInstance, job: str) -> datetime | None:
+    """End of the newest run over missed sessions; None while it runs."""
+    records = instance.get_run_records(dg.RunsFilter(job_name=job, tags={CATCH_UP_TAG: job}), limit=1)
+    return _instant(records[0].end_time) if records and records[0].end_time else None
+
+
+def _history(instance: dg.DagsterInstance, ledger: Ledger, job: str, *, catching_up: bool = False) -> JobHistory:
+    tags = {CATCH_UP_TAG: job} if catching_up else {}
+    started = instance.get_run_records(dg.RunsFilter(job_name=job, tags=tags), limit=1)
+    finished = _finished(instance, dg.RunsFilter(job_name=job, statuses=FINISHED, tags=tags))
+    newest_failures = list(islice(_failures_since_success(finished, EXTRA_RUNS - tags.keys()), RUNS_READ))
     blocking = ledger.blocking_runs([record.dagster_run.run_id for record in newest_failures]) if newest_failures else set()
     failed = [record for record in newest_failures if record.dagster_run.run_id not in blocking]
     last_started_at = _instant(started[0].create_timestamp.timestamp()) if started else None
+    name = job + CATCHING_UP if catching_up else job
     if not failed:
-        return JobHistory(job, last_started_at)
+        return JobHistory(name, last_started_at)
     newest, oldest = failed[0], failed[-1]
     step, error = _failure(instance, newest.dagster_run.run_id)
     since = _instant(oldest.end_time or oldest.update_timestamp.timestamp())
-    return JobHistory(job, last_started_at, since, len(failed), newest.dagster_run.run_id, step, error)
+    return JobHistory(name, last_started_at, since, len(failed), newest.dagster_run.run_id, step, error)
 
 
-def _finished(instance: dg.DagsterInstance, job: str) -> Iterator[dg.RunRecord]:
-    """Finished runs of a job, newest first."""
+def _finished(instance: dg.DagsterInstance, filters: dg.RunsFilter) -> Iterator[dg.RunRecord]:
+    """Runs, newest first."""
     cursor = None
     for _ in range(PAGES):
-        records = instance.get_run_records(dg.RunsFilter(job_name=job, statuses=FINISHED), limit=PAGE, cursor=cursor)
+        records = instance.get_run_records(filters, limit=PAGE, cursor=cursor)
         yield from records
         if len(records) < PAGE:
             return
         cursor = records[-1].dagster_run.run_id
 
 
-def _failures_since_success(records: Iterable[dg.RunRecord]) -> Iterator[dg.RunRecord]:
-    """The newest failures in a row, newest first, whatever `EXTRA_RUNS` lie between them."""
+def _failures_since_success(records: Iterable[dg.RunRecord], extra: frozenset[str] = EXTRA_RUNS) -> Iterator[dg.RunRecord]:
+    """The newest failures in a row, newest first, whatever runs with one of the tags `extra` lie between them."""
     for record in records:
         run = record.dagster_run
-        if not EXTRA_RUNS.isdisjoint(run.tags):
+        if not extra.isdisjoint(run.tags):
             continue
         if run.status is dg.DagsterRunStatus.SUCCESS:
             return

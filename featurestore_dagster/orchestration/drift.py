@@ -80,7 +80,8 @@ def _drift_check(view: FeatureView, stream: Stream) -> dg.AssetChecksDefinition:
         return dg.AssetCheckResult(
             passed=not drifted,
             severity=dg.AssetCheckSeverity.WARN,
-            description="; ".join(f"{feature.feature}: {', '.join(feature.reasons)}" for feature in drifted) or "nothing drifted",
+            description="; ".join(f"{feature.feature}: {', '.join(feature.reasons)}" for feature in drifted)
+            or ("nothing drifted" if indices else "too few values to judge more than the NULLs"),
             metadata=metadata,
         )
 

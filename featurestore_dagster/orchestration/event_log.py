@@ -3,8 +3,8 @@
 Stock dagster-postgres 0.29 opens a connection for each event and batches materialisations only, so that planning ten years of daily
 partitions costs minutes before the first row is computed; and it adds up the state of a partitioned check one partition at a time, so that
 the UI's page of an asset with ten years of checks hangs for half a minute. This storage, named in `dagster.yaml`, keeps connections open,
-writes planned events and check evaluations in batches, and adds up states in bulk. What is stored and answered is unchanged; removing the
-class from `dagster.yaml` loses nothing but time.
+writes planned events and check evaluations in batches, and adds up states in bulk. What is stored and answered is unchanged; it
+also holds the lock of each run that its process executes (see `live_runs`).
 """
 
 import io
@@ -34,6 +34,7 @@ from dagster_postgres.utils import pg_url_from_config
 from sqlalchemy import Connection, Table, text
 
 from featurestore_dagster.orchestration.asset_keys import AUDIT
+from featurestore_dagster.orchestration.live_runs import RunLocks, unheld
 
 STATEMENT_TIMEOUT_MILLISECONDS = 600_000
 POOL_RECYCLE_SECONDS = 3600
@@ -56,6 +57,21 @@ class BatchingPostgresEventLogStorage(PostgresEventLogStorage):
         storage = cls(postgres_url=pg_url_from_config(config_value), should_autocreate_tables=True, inst_data=inst_data)
         storage.optimize_for_webserver(STATEMENT_TIMEOUT_MILLISECONDS, POOL_RECYCLE_SECONDS, POOL_OVERFLOW)
         return storage
+
+    def store_event(self, event: EventLogEntry) -> None:
+        """As the parent; a run is held by this process from its start to its end (see `live_runs`)."""
+        self._locks.before(event)
+        super().store_event(event)
+        self._locks.after(event)
+
+    def without_process(self, run_ids: Sequence[str]) -> set[str]:
+        """Those of these started runs that no process executes."""
+        with self.run_connection() as connection:
+            return unheld(connection, run_ids)
+
+    @cached_property
+    def _locks(self) -> RunLocks:
+        return RunLocks(self.postgres_url)
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """Store events of any batchable kind, and check evaluations, with a few statements per asset and kind."""

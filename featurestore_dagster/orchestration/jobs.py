@@ -15,6 +15,9 @@ from featurestore_dagster.orchestration.drift import drift_selection
 
 SLOW = timedelta(hours=1)
 
+BACKFILL_TAG = "featurestore/backfill"
+"""On runs of `featurestore backfill`."""
+
 
 @dataclass(frozen=True)
 class MarketPath:

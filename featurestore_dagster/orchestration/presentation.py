@@ -12,8 +12,8 @@ import polars as pl
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.model.raw_table import Dataset
-from featurestore_dagster.pipeline.audit import PartitionAudit
 from featurestore_dagster.pipeline.drift import FeatureDrift
+from featurestore_dagster.pipeline.verdict import PartitionAudit
 from featurestore_dagster.projections.data_dictionary import FEATURE_COLUMNS, feature_row
 from featurestore_dagster.projections.postgres_table import PostgresTable
 
@@ -161,7 +161,7 @@ def drift_table(found: Sequence[FeatureDrift]) -> dg.MarkdownMetadataValue:
     lines = ["| feature | now (bars), before (line) | PSI | NULL now | NULL before | verdict |", "|---|---|---|---|---|---|"]
     for feature in ordered[:HISTOGRAMS]:
         psi = "-" if feature.psi is None else f"{feature.psi:.3f}"
-        verdict = "; ".join(feature.reasons) or "ok"
+        verdict = "; ".join(feature.reasons) or feature.unjudged or "ok"
         nulls = f"{feature.null_share:.1%} | {feature.reference.null_share:.1%}"
         lines.append(f"| {feature.feature} | {_compared(feature)} | {psi} | {nulls} | {verdict} |")
     if len(ordered) > HISTOGRAMS:

@@ -24,7 +24,7 @@ from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.orchestration import asset_keys
 from featurestore_dagster.orchestration.jobs import MarketPath, paths
-from featurestore_dagster.orchestration.launched_runs import end_abandoned
+from featurestore_dagster.orchestration.live_runs import end_abandoned
 from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.orchestration.schedules import longest_lag
 from featurestore_dagster.pipeline.inputs import BEGINNING
@@ -140,6 +140,7 @@ def build_propagation_sensor(
     def evaluate(context: dg.SensorEvaluationContext, platform: Platform, restatements: Restatements) -> dg.SensorResult:
         tick = _Tick(context, platform, catalogue, restatements)
         seen: dict[str, int] = json.loads(context.cursor or "{}")
+        end_abandoned(context.instance)
         requests = [*tick.follow_up(), *tick.propagate(seen), *tick.catch_up()]
         return dg.SensorResult(run_requests=requests, skip_reason=None if requests else "nothing is stale", cursor=json.dumps(seen))
 
@@ -204,7 +205,6 @@ class _Tick:
         run_ids = writes["run_id"].unique().to_list()
         if not run_ids:
             return []
-        end_abandoned(self.context.instance)
         return [run.run_id for run in self.context.instance.get_runs(dg.RunsFilter(run_ids=run_ids, statuses=NOT_FINISHED_STATUSES))]
 
     def _request(

@@ -16,6 +16,7 @@ from featurestore_dagster.features.sources import FILES
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS, Dataset
+from featurestore_dagster.model.time import duration
 from featurestore_dagster.orchestration import asset_keys
 from featurestore_dagster.orchestration.jobs import path_of
 from featurestore_dagster.orchestration.partitions import first_session
@@ -38,7 +39,7 @@ def _freshness_check(view: FeatureView, stream: Stream) -> dg.AssetChecksDefinit
     @dg.asset_check(
         asset=asset_keys.stream(view, stream),
         name=asset_keys.DATA_FRESHNESS,
-        description=f"The newest row is at most {view.slo_of(stream).max_lag} after it was due by calendar {stream.calendar}",
+        description=f"The newest row is at most {duration(view.slo_of(stream).max_lag)} after it was due by calendar {stream.calendar}",
     )
     def data_freshness(platform: dg.ResourceParam[Platform]) -> dg.AssetCheckResult:
         state = stream_state(platform.catalogue, platform.store, view, stream, platform.clock.now())
@@ -57,7 +58,7 @@ def _freshness_metadata(state: StreamState, platform: Platform) -> dict[str, Any
         "due_at": result.due_at.isoformat(),
         "next_due_at": result.next_due_at.isoformat(),
         "evaluated_at": platform.clock.now().isoformat(),
-        "worst_symbols": dg.MetadataValue.md("\n".join(f"- {line}" for line in state.worst) or "none is behind"),
+        "worst_symbols": dg.MetadataValue.md("\n".join(f"- {line}" for line in state.worst)) if state.worst else "none is behind",
     }
     if platform.clock.replayed:
         metadata["clock"] = platform.clock.replayed

@@ -11,7 +11,7 @@ from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import Dataset
 from featurestore_dagster.pipeline.expectations import expected_rows
 from featurestore_dagster.pipeline.publication import Pipeline
-from featurestore_dagster.pipeline.staleness import MART_SOURCE
+from featurestore_dagster.pipeline.staleness import MART_SOURCE, dependents
 from featurestore_dagster.projections.postgres_table import feature_schema
 from featurestore_dagster.projections.relation import Relation, dataset_relation, stream_relation
 from featurestore_dagster.stores.postgres.measurements import Measurements
@@ -39,6 +39,7 @@ class StreamBackfill:
         seconds: None where nothing like it was ever measured.
         postgres_bytes: Of rows that are new; what is computed again is written only where it changed.
         redis_bytes: Of entities that never had a row.
+        dependents: Views that the propagation sensor computes afterwards, since they read what is published.
         is_newest: Whether it reaches the newest published session: then online values may change, else none does.
     """
 
@@ -52,6 +53,7 @@ class StreamBackfill:
     seconds: float | None
     postgres_bytes: int
     redis_bytes: int
+    dependents: tuple[str, ...]
     is_newest: bool
 
 
@@ -90,6 +92,7 @@ def plan_backfill(
             * (per_row or POSTGRES_BYTES_PER_ROW + POSTGRES_BYTES_PER_COLUMN * len(feature_schema(view)))
         ),
         redis_bytes=entities * (REDIS_BYTES_PER_ENTITY + REDIS_BYTES_PER_FEATURE * len(view.features)),
+        dependents=tuple(dependents(pipeline.catalogue, [relation.name, *(dataset_relation(d).name for d in unfetched)])) if stale else (),
         is_newest=bool(stale) and stale[-1] >= max((key for key, state in states.items() if state.rows_total), default=""),
     )
 

@@ -19,6 +19,8 @@ from featurestore_dagster.pipeline.expectations import missing_bars
 PRICES = ("open", "high", "low", "close")
 OUTLIER_WINDOW = 60
 OUTLIER_DEVIATIONS = 10
+OUTLIER_ROWS = 16_384
+"""Bars that are judged together: a window of each is in memory."""
 MAD_TO_SIGMA = 1.4826
 TICK = 0.01
 TICK_FOREIGN_EXCHANGE = 1e-5
@@ -167,23 +169,35 @@ def _tick(dataset: Dataset) -> float:
 
 
 def _outliers(bars: pl.DataFrame, tick: float) -> Booleans:
-    """Whether each bar's log return lies further than ten robust deviations from the median of the 60 before it."""
+    """Whether each bar's log return lies further than ten robust deviations from the median of the 60 before it; bars sorted."""
     result = np.zeros(bars.height, dtype=bool)
-    for _, indices in bars.with_row_index("row").group_by("symbol").agg("row").iter_rows():
-        rows = np.asarray(indices, dtype=np.int64)
-        close = bars["close"].gather(rows).to_numpy()
-        raw_close = bars["raw_close"].gather(rows).to_numpy()
-        if len(close) <= OUTLIER_WINDOW + 1:
-            continue
-        with np.errstate(invalid="ignore", divide="ignore"):
-            returns = np.log(close[1:] / close[:-1])
-        windows = np.lib.stride_tricks.sliding_window_view(returns[:-1], OUTLIER_WINDOW)
-        result[rows[OUTLIER_WINDOW + 1 :]] = _deviates(windows, returns[OUTLIER_WINDOW:], 2 * tick / raw_close[OUTLIER_WINDOW + 1 :])
+    close, raw_close = bars["close"].to_numpy(), bars["raw_close"].to_numpy()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        returns = np.log(close[1:] / close[:-1])
+    if returns.size <= OUTLIER_WINDOW:
+        return result
+    windows = np.lib.stride_tricks.sliding_window_view(returns, OUTLIER_WINDOW)
+    judged = np.flatnonzero(bars.select(pl.int_range(pl.len()).over("symbol")).to_series().to_numpy() > OUTLIER_WINDOW)
+    for start in range(0, judged.size, OUTLIER_ROWS):
+        rows = judged[start : start + OUTLIER_ROWS]
+        result[rows] = _deviates(windows[rows - OUTLIER_WINDOW - 1], returns[rows - 1], 2 * tick / raw_close[rows])
     return result
 
 
 def _deviates(windows: Floats, returns: Floats, floor: Floats) -> Booleans:
-    """Whether each return lies further from its window's median than ten robust deviations of the window, or ten times the floor."""
-    median = np.median(windows, axis=1)
-    deviation = np.median(np.abs(windows - median[:, None]), axis=1)
-    return np.asarray(np.abs(returns - median) > OUTLIER_DEVIATIONS * np.maximum(MAD_TO_SIGMA * deviation, floor))
+    """Whether each return lies further from its window's median than ten robust deviations of the window, or ten times the floor.
+
+    Half of a window lies within the median absolute deviation of its median, so that the nearer quartile is no further away than that. Few
+    returns are far enough from the median to ask for more.
+    """
+    low, high = OUTLIER_WINDOW // 4, OUTLIER_WINDOW - OUTLIER_WINDOW // 4
+    middle = [OUTLIER_WINDOW // 2 - 1, OUTLIER_WINDOW // 2]
+    ordered = np.partition(windows, [low, *middle, high], axis=1)
+    median = ordered[:, middle].mean(axis=1)
+    quartile = np.minimum(median - ordered[:, low], ordered[:, high] - median)
+    result = np.asarray(np.abs(returns - median) > OUTLIER_DEVIATIONS * np.maximum(MAD_TO_SIGMA * quartile, floor))
+    far = np.flatnonzero(result)
+    median = np.median(windows[far], axis=1)
+    deviation = np.median(np.abs(windows[far] - median[:, None]), axis=1)
+    result[far] = np.abs(returns[far] - median) > OUTLIER_DEVIATIONS * np.maximum(MAD_TO_SIGMA * deviation, floor[far])
+    return result

@@ -29,7 +29,7 @@ class ReferenceStatistics:
 
 @dataclass(frozen=True)
 class FeatureDrift:
-    """A feature now against its reference. `psi` is None for a level, and where a window has too few values to tell."""
+    """A feature now against its reference. `psi` is None for a level, and where a window has too few values; `unjudged` says which."""
 
     feature: str
     psi: float | None
@@ -37,6 +37,7 @@ class FeatureDrift:
     shares: tuple[float, ...]
     reference: ReferenceStatistics
     reasons: tuple[str, ...]
+    unjudged: str | None = None
 
 
 def reference_statistics(rows: pl.DataFrame, features: Sequence[str]) -> dict[str, ReferenceStatistics]:
@@ -67,14 +68,18 @@ def feature_drift(view: FeatureView, reference: Mapping[str, ReferenceStatistics
     for feature in view.features:
         known, values = reference[feature.name], rows[feature.name].drop_nulls().cast(pl.Float64)
         shares, nulls = _shares(values, known.edges), _null_share(rows[feature.name])
-        judged = feature.indicator.unit not in LEVELS and min(known.values, values.len()) >= MINIMUM_VALUES
-        psi = population_stability_index(known.shares, shares) if judged else None
+        fewest, unjudged = min(known.values, values.len()), None
+        if feature.indicator.unit in LEVELS:
+            unjudged = "a level: only its NULLs are judged"
+        elif fewest < MINIMUM_VALUES:
+            unjudged = f"{fewest} values are too few to judge; {MINIMUM_VALUES} are needed"
+        psi = population_stability_index(known.shares, shares) if unjudged is None else None
         reasons = []
         if psi is not None and psi > PSI_THRESHOLD:
             reasons.append(f"PSI {psi:.2f}, above {PSI_THRESHOLD:g}")
         if rows.height and known.values and nulls > known.null_share + NULL_INCREASE:
             reasons.append(f"{nulls:.0%} NULL, {known.null_share:.0%} before")
-        found.append(FeatureDrift(feature.name, psi, nulls, shares, known, tuple(reasons)))
+        found.append(FeatureDrift(feature.name, psi, nulls, shares, known, tuple(reasons), unjudged))
     return found
 
 

@@ -74,8 +74,19 @@ class Inputs:
     ledger: Ledger
     clock: Clock
 
-    def compute(self, view: FeatureView, stream: Stream, start: datetime, end: datetime, *, chunk_start: datetime) -> pl.DataFrame:
+    def compute(
+        self,
+        view: FeatureView,
+        stream: Stream,
+        start: datetime,
+        end: datetime,
+        *,
+        chunk_start: datetime,
+        symbols: Sequence[str] | None = None,
+    ) -> pl.DataFrame:
         """Feature rows with start < event time <= end, from the newest versions; see `compute.compute`.
+
+        `symbols` restricts a stream that is computed symbol by symbol (see `is_by_symbol`) to these; their bits are the same.
 
         History is read from the anchor of the whole chunk on, whichever part is asked for: a recursive value depends on where it began.
 
@@ -84,7 +95,7 @@ class Inputs:
         """
         now = self.clock.now()
         if stream.is_bar_by_bar:
-            return compute(view, stream, self._frames(view, stream, chunk_start, end, now), start, end)
+            return compute(view, stream, self._frames(view, stream, chunk_start, end, now, symbols=symbols), start, end)
         every, at = self._snapshots(view, stream, start, min(end, max(start, now))), pl.col("event_timestamp")
         rows = [pl.DataFrame(schema=feature_schema(view))]
         for since, until in pairwise([BEGINNING, *self._restatements(view, stream, chunk_start, end, now), None]):
@@ -95,10 +106,13 @@ class Inputs:
                 rows.append(compute(view, stream, frames, start, end))
         return pl.concat(rows)
 
-    def bars(self, dataset: Dataset, start: datetime, end: datetime, as_of: datetime | None = None) -> pl.DataFrame:
-        """Adjusted and flagged bars with start < event time <= end; see `pipeline.bars`."""
-        candles = self.read(dataset, start, end, as_of)
-        actions = self.store.previous_closes(dataset, self.actions(dataset.market, end, as_of))
+    def bars(
+        self, dataset: Dataset, start: datetime, end: datetime, as_of: datetime | None = None, *, symbols: Sequence[str] | None = None
+    ) -> pl.DataFrame:
+        """Adjusted and flagged bars with start < event time <= end, of these symbols or of all; see `pipeline.bars`."""
+        candles = self.read(dataset, start, end, as_of, symbols=symbols)
+        known = self.actions(dataset.market, end, as_of)
+        actions = self.store.previous_closes(dataset, known if symbols is None else known.filter(pl.col("symbol").is_in(list(symbols))))
         return flag_bars(adjusted_bars(candles, actions), dataset)
 
     def actions(self, market: str, end: datetime, as_of: datetime | None = None) -> pl.DataFrame:
@@ -107,11 +121,18 @@ class Inputs:
         return self.read(found[0], BEGINNING, end, as_of) if found else pl.DataFrame(schema=CORPORATE_ACTIONS.schema)
 
     def read(
-        self, dataset: Dataset, start: datetime, end: datetime, as_of: datetime | None = None, *, all_versions: bool = False
+        self,
+        dataset: Dataset,
+        start: datetime,
+        end: datetime,
+        as_of: datetime | None = None,
+        *,
+        all_versions: bool = False,
+        symbols: Sequence[str] | None = None,
     ) -> pl.DataFrame:
         """Rows of a dataset, the catalogue's first source preferred; see `PostgresStore.read_raw`."""
         priority = [source.name for source in self.catalogue.sources if dataset in source.datasets]
-        return self.store.read_raw(dataset, start, end, as_of=as_of, priority=priority, all_versions=all_versions)
+        return self.store.read_raw(dataset, start, end, as_of=as_of, priority=priority, all_versions=all_versions, symbols=symbols)
 
     def publications(self, view: FeatureView, stream: Stream, calendar_name: str, keys: Sequence[str]) -> dict[str, dict[str, int]]:
         """Per partition: newest publication of each input relation that its computation can see, and newest batch of the mart.
@@ -166,15 +187,26 @@ class Inputs:
         return seen["batch_id"].fill_null(0).to_list()
 
     def _frames(
-        self, view: FeatureView, stream: Stream, start: datetime, end: datetime, as_of: datetime, *, snapshots: pl.DataFrame | None = None
+        self,
+        view: FeatureView,
+        stream: Stream,
+        start: datetime,
+        end: datetime,
+        as_of: datetime,
+        *,
+        snapshots: pl.DataFrame | None = None,
+        symbols: Sequence[str] | None = None,
     ) -> Frames:
+        listings = listings_of(self.catalogue, view, stream)
+        owed = listings if symbols is None else {name: listings[name] for name in symbols if name in listings}
+
         def versions(dataset: Dataset | None) -> pl.DataFrame | None:
             if dataset is None:
                 return None
             return self.read(dataset, self._since(view, stream, dataset, start), end, as_of, all_versions=True)
 
         def bars(dataset: Dataset | None) -> pl.DataFrame | None:
-            return None if dataset is None else self.bars(dataset, self._since(view, stream, dataset, start), end, as_of)
+            return None if dataset is None else self.bars(dataset, self._since(view, stream, dataset, start), end, as_of, symbols=symbols)
 
         own, daily = stream.bars, stream.daily_bars
         own_bars = bars(own) if stream.is_bar_by_bar else None
@@ -200,7 +232,7 @@ class Inputs:
             facts=filings,
             positions=versions(stream.input_of(POSITIONS.name)),
             splits=splits,
-            owed=tuple(listings_of(self.catalogue, view, stream).values()),
+            owed=tuple(owed.values()),
             now=self.clock.now(),
             published={member.name: self._published(member, stream, start, end) for member in view.members},
         )
@@ -212,7 +244,7 @@ class Inputs:
         return rows.with_columns(pl.lit(float(stream.market == CRYPTO)).alias("is_crypto"))
 
     def _benchmark(self, view: FeatureView, stream: Stream, start: datetime, end: datetime, as_of: datetime) -> tuple[pl.DataFrame, bool]:
-        bars = self.bars(BENCHMARK_BARS, self._since(view, stream, BENCHMARK_BARS, start), end, as_of)
+        bars = self.bars(BENCHMARK_BARS, self._since(view, stream, BENCHMARK_BARS, start), end, as_of, symbols=BENCHMARKS)
         symbol = next((name for name in BENCHMARKS if name in set(bars["symbol"])), BENCHMARKS[0])
         return bars.filter(pl.col("symbol") == symbol), symbol != BENCHMARKS[0]
 
@@ -279,14 +311,18 @@ class Inputs:
         return since
 
 
+def is_by_symbol(view: FeatureView, stream: Stream) -> bool:
+    """Whether a row is computed from its own symbol's bars, and beside them from nothing that grows with the number of symbols."""
+    return stream.is_bar_by_bar and not view.members and all(d.bars or d.table == CORPORATE_ACTIONS for d in stream.inputs)
+
+
 @lru_cache(maxsize=10_000)
 def _chunk_start(calendar_name: str, timeframe: Timeframe, start: datetime) -> datetime:
     """Start of the first session of the chunk that holds the session which begins at `start`."""
     market = calendar(calendar_name)
 
     def owner(instant: datetime) -> Session:
-        label = market.session_of(pl.Series([instant + timedelta(microseconds=1)], dtype=UTC_MICROSECONDS))[0]
-        return market.session(label)
+        return market.session_at(instant + timedelta(microseconds=1))
 
     return min(owner(timeframe.anchor(owner(start).window_end)).window_start, start)
 

@@ -1,12 +1,14 @@
 """The write-audit-publish loop: partitions of a dataset or of a view's stream, chunk by chunk.
 
-Each chunk is computed from its calendar anchor, audited, and published in one transaction, so that memory is bounded, a kill loses at
-most one chunk, and the same inputs give the same bits in any order. Dagster does not belong here: it consumes the outcomes.
+Each chunk is computed from its calendar anchor, audited, and published in one transaction, so that a kill loses at most one chunk, and the
+same inputs give the same bits in any order. Memory is bounded whatever the number of symbols: bars are fetched for fewer sessions at a
+time, features computed for some of the symbols at a time. Dagster does not belong here: it consumes the outcomes.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from itertools import groupby
 
@@ -19,23 +21,36 @@ from featurestore_dagster.features.universe import listings_of
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS, Dataset
-from featurestore_dagster.model.time import Clock
-from featurestore_dagster.pipeline.audit import Audit, PartitionAudit, audit_dataset, audit_stream
+from featurestore_dagster.model.time import Clock, Timeframe
+from featurestore_dagster.pipeline.audit import audit_dataset, audit_stream, judge_stream
 from featurestore_dagster.pipeline.batch_checks import epoch_complaints
-from featurestore_dagster.pipeline.inputs import Inputs, bars_before
+from featurestore_dagster.pipeline.inputs import Inputs, bars_before, is_by_symbol
 from featurestore_dagster.pipeline.market_checks import SPLIT_LIKE
+from featurestore_dagster.pipeline.spool import Spool
+from featurestore_dagster.pipeline.verdict import Audit, Judged, PartitionAudit, verdicts, without
 from featurestore_dagster.projections.relation import Relation, dataset_relation, stream_relation
 from featurestore_dagster.stores.postgres import Ledger, PostgresStore, Publication
 
 CHECK_CONTEXT_BARS = 65
 """Published bars before a chunk that the checks which look back may see at least: an outlier is judged by the 61 before it."""
 
+ROWS_FETCHED = 2_000_000
+"""Bars that are fetched and audited at a time, or those of one session if it has more."""
+
+ROWS_COMPUTED = 1_000_000
+"""Feature rows that are computed and judged at a time, or those of one symbol if it has more."""
+
+GROUPS_AHEAD = 2
+
 Fetch = Callable[[Dataset, datetime, datetime], pl.DataFrame]
 
 
 @dataclass(frozen=True)
 class PartitionOutcome:
-    """What became of one partition. `publication` is None when it was blocked, or skipped because nothing had changed."""
+    """What became of one partition. `publication` is None when it was blocked, or skipped because nothing had changed.
+
+    `rows` are those of the first symbols only when the chunk was too large to be computed at once.
+    """
 
     partition_key: str
     audit: PartitionAudit | None
@@ -76,7 +91,7 @@ class Pipeline:
             MalformedDataError: A source delivered what is not even a table; nothing of the chunk was published.
         """
         relation = dataset_relation(dataset)
-        for chunk in self._chunks(relation, partitions):
+        for chunk in self._fetched_together(dataset, partitions):
             began = time.perf_counter()
             start, end = self._range(relation, chunk)
             rows = self.fetch(dataset, start, end)
@@ -107,12 +122,66 @@ class Pipeline:
                     yield PartitionOutcome(key, None, None, nothing)
             if not changed:
                 continue
-            start, end = self._range(relation, changed)
-            rows = self.inputs.compute(view, stream, start, end, chunk_start=self._range(relation, chunk)[0])
-            keep = calendar(stream.calendar).session_of(rows["event_timestamp"]).cast(pl.String).is_in(changed)
-            listings = listings_of(self.catalogue, view, stream)
-            audit = audit_stream(view, stream, rows.filter(keep), changed, listings=listings, now=self.clock.now())
-            yield from self._publish(relation, audit, changed, inputs, run_id, seconds=time.perf_counter() - began)
+            chunk_start, parts = self._range(relation, chunk)[0], None
+            with Spool() as spool:
+                if groups := self._symbol_groups(view, stream, relation, changed):
+                    audit, parts = self._audit_groups(view, stream, changed, chunk_start, groups, spool)
+                else:
+                    rows, listings = self._computed(view, stream, changed, chunk_start), listings_of(self.catalogue, view, stream)
+                    audit = audit_stream(view, stream, rows, changed, listings=listings, now=self.clock.now())
+                yield from self._publish(relation, audit, changed, inputs, run_id, parts=parts, seconds=time.perf_counter() - began)
+
+    def _computed(
+        self, view: FeatureView, stream: Stream, changed: Sequence[str], chunk_start: datetime, symbols: Sequence[str] | None = None
+    ) -> pl.DataFrame:
+        """Feature rows of these partitions of a chunk."""
+        market, (start, end) = calendar(stream.calendar), self._range(stream_relation(view, stream), changed)
+        rows = self.inputs.compute(view, stream, start, end, chunk_start=chunk_start, symbols=symbols)
+        if market.sessions(date.fromisoformat(changed[0]), date.fromisoformat(changed[-1])).height == len(changed):
+            return rows
+        return rows.filter(market.session_of(rows["event_timestamp"]).cast(pl.String).is_in(list(changed)))
+
+    def _symbol_groups(self, view: FeatureView, stream: Stream, relation: Relation, changed: Sequence[str]) -> list[list[str]]:
+        """Symbols that are computed together; no group when all of them are."""
+        listed = listings_of(self.catalogue, view, stream)
+        rows = self._rows_of_symbol(stream.inputs[0], relation, changed)
+        if stream.bars is None or not is_by_symbol(view, stream) or rows * len(listed) <= ROWS_COMPUTED:
+            return []
+        symbols = sorted({*listed, *self.store.symbols(stream.bars)})
+        size = max(1, ROWS_COMPUTED // rows)
+        return [symbols[first : first + size] for first in range(0, len(symbols), size)]
+
+    def _audit_groups(
+        self,
+        view: FeatureView,
+        stream: Stream,
+        changed: Sequence[str],
+        chunk_start: datetime,
+        groups: Sequence[Sequence[str]],
+        spool: Spool,
+    ) -> tuple[Audit, Iterable[pl.DataFrame]]:
+        """The verdict on all groups, with the good rows of the first; and those of each, to be read once while the spool is there."""
+        relation, listings = stream_relation(view, stream), listings_of(self.catalogue, view, stream)
+        judged: list[Judged] = []
+        first = pl.DataFrame(schema=relation.frame_schema)
+        # The server reads one group while another is computed and a third is judged.
+        with ThreadPoolExecutor(GROUPS_AHEAD) as ahead:
+            waiting = [ahead.submit(self._computed, view, stream, changed, chunk_start, symbols) for symbols in groups[:GROUPS_AHEAD]]
+            for number, symbols in enumerate(groups):
+                rows = waiting.pop(0).result()
+                if number + GROUPS_AHEAD < len(groups):
+                    waiting.append(ahead.submit(self._computed, view, stream, changed, chunk_start, groups[number + GROUPS_AHEAD]))
+                owed = {symbol: listings[symbol] for symbol in symbols if symbol in listings}
+                part = judge_stream(view, stream, rows, changed, listings=owed, now=self.clock.now())
+                if isinstance(part, Audit):  # no frame of the view: no group is
+                    return part, ()
+                first = first if judged else part.rows
+                spool.append(part.rows)
+                judged.append(replace(part, rows=part.rows.clear()))
+        audits = verdicts(relation, judged, changed, {}, stream.inputs[0].quarantine_limit)
+        blocked = [key for key, audit in audits.items() if audit.blocked]
+        quarantined = pl.concat([part.quarantined for part in judged])
+        return Audit(without(relation, first, blocked), quarantined, audits), (without(relation, rows, blocked) for rows in spool)
 
     def stale(self, view: FeatureView, stream: Stream, partitions: Sequence[str]) -> list[str]:
         """Those of these partitions, ascending, that were never published, or from other inputs or by other code than the present ones.
@@ -174,6 +243,21 @@ class Pipeline:
         for _, keys in groupby(sorted(set(partitions)), anchor):
             yield list(keys)
 
+    def _fetched_together(self, dataset: Dataset, partitions: Sequence[str]) -> Iterator[list[str]]:
+        """Chunks, cut further where a fetch would be too large."""
+        relation, symbols = dataset_relation(dataset), max(1, len(self.catalogue.listings(dataset)))
+        for chunk in self._chunks(relation, partitions):
+            rows = self._rows_of_symbol(dataset, relation, chunk[:1]) * symbols if dataset.bars else 1
+            size = max(1, ROWS_FETCHED // max(1, rows))
+            yield from (chunk[first : first + size] for first in range(0, len(chunk), size))
+
+    def _rows_of_symbol(self, spine: Dataset, relation: Relation, chunk: Sequence[str]) -> int:
+        """Bars that one symbol is owed in these partitions, about."""
+        if relation.timeframe is Timeframe.ONE_DAY:
+            return len(chunk)
+        start, end = self._range(relation, chunk[:1])
+        return len(chunk) * max(1, calendar(spine.calendar).bar_ends(relation.timeframe, start, end).len())
+
     @staticmethod
     def _range(relation: Relation, chunk: Sequence[str]) -> tuple[datetime, datetime]:
         market = calendar(relation.calendar)
@@ -189,25 +273,27 @@ class Pipeline:
         *,
         supersede: bool = True,
         seconds: float | None = None,
+        parts: Iterable[pl.DataFrame] | None = None,
     ) -> Iterator[PartitionOutcome]:
-        blocked = {key: [check.as_dict() for check in part.failed] for key, part in audit.partitions.items() if part.blocked}
+        blocked = audit.blocked
         good = [key for key in chunk if key not in blocked]
         in_blocked = pl.col("partition_key").is_in(list(blocked))
         published: dict[str, Publication] = {}
         if good:
             refused = audit.quarantined.filter(~in_blocked)
+            rows = audit.rows if parts is None else parts
             results = self.store.publish(
-                relation, audit.rows, good, quarantined=refused, inputs=inputs, run_id=run_id, supersede=supersede, seconds=seconds
+                relation, rows, good, quarantined=refused, inputs=inputs, run_id=run_id, supersede=supersede, seconds=seconds
             )
             published = {publication.partition_key: publication for publication in results}
         if blocked:
             self.store.block(relation, blocked, audit.quarantined.filter(in_blocked), run_id)
         session = calendar(relation.calendar).session_of(audit.rows["event_timestamp"]).cast(pl.String).alias("session")
-        parts = audit.rows.with_columns(session).partition_by("session", maintain_order=True, include_key=False, as_dict=True)
-        rows = {str(key): part for (key,), part in parts.items()}
+        by_session = audit.rows.with_columns(session).partition_by("session", maintain_order=True, include_key=False, as_dict=True)
+        of_key = {str(key): part for (key,), part in by_session.items()}
         nothing = audit.rows.clear()
         for key in chunk:
-            yield PartitionOutcome(key, audit.partitions[key], published.get(key), rows.get(key, nothing))
+            yield PartitionOutcome(key, audit.partitions[key], published.get(key), of_key.get(key, nothing))
 
     # Inputs ---------------------------------------------------------------------------------------------------------------------------
 

@@ -3,14 +3,15 @@
 `Pipeline.stale` compares a partition's inputs; here is found which partitions are worth comparing. Asking for runs does not belong here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import polars as pl
 
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.features.raw_tables import US_MACRO
+from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.pipeline.blocks.published import SETTLING
@@ -59,7 +60,13 @@ class Staleness:
         mine = writes.filter(pl.col("relation").is_in(sorted(reads(view, stream))))
         if mine.is_empty():
             return None
-        states = self.pipeline.ledger.partitions(relation.name)
+        market = calendar(relation.calendar)
+        # A session that was published may have become a holiday since.
+        states = {
+            key: state
+            for key, state in self.pipeline.ledger.partitions(relation.name).items()
+            if market.is_session(date.fromisoformat(key))
+        }
         read = mine.filter(pl.col("relation").is_in(sorted(reads(view, stream, mart=False))))
         wanted = self._touched(states, read) | self._new(relation, stream, states, read)
         found = set(self.pipeline.stale(view, stream, sorted(wanted))) if wanted else set()
@@ -111,6 +118,15 @@ def reads(view: FeatureView, stream: Stream, *, mart: bool = True) -> set[str]:
     names = {dataset_relation(dataset).name for dataset in stream.inputs}
     names |= {stream_relation(member, part).name for member in view.members for part in member.streams}
     return names | ({dataset_relation(MART_SOURCE).name} if mart and view.mart else set())
+
+
+def dependents(catalogue: Catalogue, written: Collection[str]) -> list[str]:
+    """Labels of the views that follow when rows of these relations are written, directly or by way of another view; in declared order."""
+    streams = [(view, stream) for view in catalogue.views for stream in filter(catalogue.is_fed, view.streams)]
+    changed = set(written)
+    while more := {stream_relation(*pair).name for pair in streams if not changed.isdisjoint(reads(*pair))} - changed:
+        changed |= more
+    return list(dict.fromkeys(view.label for view, stream in streams if stream_relation(view, stream).name in changed - set(written)))
 
 
 class _RememberingLedger(Ledger):

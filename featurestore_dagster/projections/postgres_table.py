@@ -138,7 +138,7 @@ OPS_TABLES = (
         PostgresColumn("rows_published", "bigint", comment="new versions written; 0 when only the inputs advanced"),
         PostgresColumn("rows_quarantined", "bigint"),
         PostgresColumn("rows_total", "bigint", comment="rows of the partition after publication, newest versions"),
-        PostgresColumn("content_hash", "text", comment="sha256 over the partition's newest versions, known-at excluded"),
+        PostgresColumn("content_hash", "text", comment="hash of the newest versions of the partition, known-at excluded"),
         PostgresColumn("min_event_timestamp", _INSTANT, nullable=True),
         PostgresColumn("max_event_timestamp", _INSTANT, nullable=True),
         PostgresColumn("changed", "jsonb", comment="keys and event-time range of the new versions, and how many replace another"),

@@ -224,8 +224,8 @@ class ClientBase:
         """What is asked: an instant of the past only of Postgres, which the caller knows to take longer."""
         if as_of is None:
             return self._ladder, policy
-        if as_of.tzinfo is None:
-            raise MalformedDataError(f"as_of_timestamp {as_of.isoformat()} has no time zone; give a timezone-aware instant")
+        if not isinstance(as_of, datetime) or as_of.tzinfo is None:
+            raise MalformedDataError(f"as_of_timestamp {as_of} has no time zone; give a timezone-aware datetime")
         return self._as_of, replace(policy, deadline_seconds=AS_OF_DEADLINE_SECONDS) if policy is DEFAULT_POLICY else policy
 
     def _fitted(self, service: str, mode: VectorMode, statistics: Path | None) -> Statistics | None:

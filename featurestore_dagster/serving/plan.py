@@ -40,8 +40,8 @@ class ReadPlan:
         """Check that every entity row has the join keys; others are ignored.
 
         Raises:
-            MalformedDataError: A row is no mapping or lacks a join key, or a value is no text or holds a NUL; the message names row, key
-                and view.
+            MalformedDataError: The rows are no mappings; or a row lacks a join key, or its value is no text that UTF-8 can hold, or holds a
+                NUL: the message names row, key and view.
         """
         for number, row in enumerate(entity_rows):
             for key, view in self.join_keys.items():
@@ -49,11 +49,20 @@ class ReadPlan:
                     value = row.get(key)
                 except AttributeError:
                     raise MalformedDataError(
-                        f"entity row {number} is {row!r}; a mapping is needed, for example {{{key!r}: 'AAPL'}}"
+                        f"entity row {number} is {row!r}; a mapping of join key to text is needed for each entity: {{{key!r}: 'AAPL'}}"
                     ) from None
-                if not isinstance(value, str) or "\0" in value:
+                if not isinstance(value, str) or "\0" in value or not (value.isascii() or _encodable(value)):
                     was = f"has {key}={value!r}" if key in row else f"lacks join key {key!r}"
                     raise MalformedDataError(f"entity row {number} {was}; view {view} needs text there, for example {{{key!r}: 'AAPL'}}")
+
+
+def _encodable(text: str) -> bool:
+    """False for a lone half of a pair of surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def plan(catalogue: Catalogue, features: str | Sequence[str], *, maximum_features: int = MAXIMUM_FEATURES) -> ReadPlan:

@@ -95,10 +95,13 @@ def overdue_intervals(
     return overdue
 
 
-def uncounted(catalogue: Catalogue, store: SloStore, now: datetime, *, begun_only: bool = False) -> Iterator[list[SloDay]]:
+def uncounted(
+    catalogue: Catalogue, store: SloStore, now: datetime, *, begun_only: bool = False, since: datetime | None = None
+) -> Iterator[list[SloDay]]:
     """Of each stream, the days that the ledger lacks up to `now`, and the one that it has in part as it is when counted whole.
 
-    Streams whose count is oldest come first, new ones (not with `begun_only`) last. Writes nothing.
+    Streams whose count is oldest come first, new ones (not with `begun_only`) last. Days before `since`, a midnight, are passed over: what
+    they ended with stands in the ledger of publications. Writes nothing.
     """
     last = store.last_days(now)
     fed = [(view, stream) for view in catalogue.views for stream in filter(catalogue.is_fed, view.streams)]
@@ -108,11 +111,17 @@ def uncounted(catalogue: Catalogue, store: SloStore, now: datetime, *, begun_onl
     first_published_at = store.first_published_at() if new else {}
     begun = [(last.get((view.label, stream.name)), view, stream) for view, stream in fed]
     for day, view, stream in sorted(begun, key=lambda item: item[0].evaluated_until if item[0] else now + CLOCK_SET_BACK):
-        yield _count(store, view, stream, day, first_published_at, now)
+        yield _count(store, view, stream, day, first_published_at, now, since)
 
 
 def _count(
-    store: SloStore, view: FeatureView, stream: Stream, last: SloDay | None, first_published_at: dict[str, datetime], now: datetime
+    store: SloStore,
+    view: FeatureView,
+    stream: Stream,
+    last: SloDay | None,
+    first_published_at: dict[str, datetime],
+    now: datetime,
+    since: datetime | None,
 ) -> list[SloDay]:
     relation = stream_relation(view, stream)
     if last is None:  # a stream owes from its first publication, or from its first evaluation
@@ -120,6 +129,8 @@ def _count(
         last = SloDay(view.label, stream.name, start.date(), 0.0, 0.0, start, None, 0)
     if last.evaluated_until > now:
         return []
+    if since is not None and last.evaluated_until < since:
+        last = SloDay(view.label, stream.name, since.date(), 0.0, 0.0, since, *store.position(relation, since))
     advances = store.advances(relation, last.publication_id, last.watermark).rows()
     published = [(published_at, watermark) for _, published_at, watermark in advances]
     overdue = overdue_intervals(expectation(view, stream), last.watermark, published, last.evaluated_until, now)
@@ -167,7 +178,7 @@ def slo_months(
 ) -> list[SloMonth]:
     """Attainment and error budget of a month (YYYY-MM, UTC; None: this one) up to `now`, also of what no daemon has counted yet.
 
-    Of a stream that no daemon has ever counted, that is its whole history: `begun_only` leaves such streams out.
+    Only days of the month are counted, however long no daemon did; `begun_only` leaves out streams that none has ever counted.
 
     One line for each stream that was evaluated, after a line (stream None) for a view that has several; by view and stream.
 
@@ -179,10 +190,11 @@ def slo_months(
     first = _first_day(month) if month else now.date().replace(day=1)
     length = months.monthrange(first.year, first.month)[1]
     last = first + timedelta(days=length - 1)
+    since, until = _midnight(first), min(now, _midnight(last + DAY))
     days = {(day.view, day.stream, day.day): day for day in store.days(first, last)}
     days |= {
         (day.view, day.stream, day.day): day
-        for found in uncounted(catalogue, store, now, begun_only=begun_only)
+        for found in (uncounted(catalogue, store, until, begun_only=begun_only, since=since) if since < until else ())
         for day in found
         if first <= day.day <= last
     }

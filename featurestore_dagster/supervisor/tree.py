@@ -97,7 +97,7 @@ def command(
     match name:
         case "code-server":
             server = ["api", "grpc", "-h", settings.code_server_host, "-p", str(port), "-m", module_name]
-            return [sys.executable, "-m", "dagster", *server, "--use-python-environment-entry-point"]
+            return [sys.executable, "-m", "featurestore_dagster.code_server", *server, "--use-python-environment-entry-point"]
         case "daemon":
             return [sys.executable, "-m", "dagster._daemon", "run", *workspace]
         case "webserver":

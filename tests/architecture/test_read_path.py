@@ -10,10 +10,11 @@ import sys
 from datetime import UTC, datetime
 import polars as pl
 from featurestore_dagster.serving.client import FeatureStoreClient
+from featurestore_dagster.serving.policy import ReadPolicy
 
 client, at = FeatureStoreClient(), datetime(2018, 12, 31, 21, tzinfo=UTC)
 row = {"symbol": "SPX", "timeframe": "1d", "portfolio": "GLOBAL"}
-client.get_online_features("daily_equity_service", [row])
+client.get_online_features("daily_equity_service", [row], policy=ReadPolicy(deadline_seconds=20))
 client.get_online_features("daily_equity_service", [row], as_of_timestamp=at)
 entities = pl.DataFrame({**row, "event_timestamp": [at]}, schema_overrides={"event_timestamp": pl.Datetime("us", "UTC")})
 assert client.get_historical_features(entities, "daily_equity_service").height == 1

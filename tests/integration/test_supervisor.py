@@ -44,7 +44,7 @@ class Tree:
     def __init__(self, folder: Path, port: int = 0, module_name: str = TINY) -> None:
         self.settings = Settings(data_folder=folder)
         self.log = folder.parent / f"{folder.name}.log"
-        # A shell that ignores SIGINT, as one does for a background job in a script: children must be stoppable nevertheless (trap D15).
+        # A shell that ignores SIGINT, as one does for a background job in a script: children must be stoppable nevertheless.
         command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", UP, str(folder), str(port), module_name]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=PROJECT)
@@ -173,7 +173,7 @@ def test_ctrl_c_ends_everything_in_time(folder: Path) -> None:
     assert tree.said("stopped")
 
 
-def test_the_next_one_clears_up_when_supervisor_and_watchdog_are_killed(folder: Path) -> None:
+def test_d15_the_next_one_clears_up_when_supervisor_and_watchdog_are_killed(folder: Path) -> None:
     tree = Tree(folder)
     tree.await_said("code-server .*Started")
     members = tree.members()

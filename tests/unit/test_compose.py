@@ -39,7 +39,7 @@ def test_profiles_hold_what_a_deployment_needs() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
-def test_a_service_is_checked_unprivileged_and_loopback_only(name: str) -> None:
+def test_d7_a_service_is_checked_unprivileged_and_loopback_only(name: str) -> None:
     service = SERVICES[name]
     if service["restart"] != "no":
         assert service["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}

@@ -3,6 +3,7 @@
 from typing import Any
 
 import dagster as dg
+from dagster._core.storage.tags import PRIORITY_TAG
 
 from featurestore_dagster.errors import TransientError
 from featurestore_dagster.model.feature_view import FeatureView
@@ -11,6 +12,9 @@ from featurestore_dagster.orchestration.partition_events import MAXIMUM_RETRIES
 from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.projections.postgres_table import feature_table
 from featurestore_dagster.serving.online_sync import sync_view
+
+ONLINE_FIRST = "1"
+"""Within a run: readers have a view's values while the run computes the next view."""
 
 
 def build_online_asset(view: FeatureView) -> dg.AssetsDefinition:
@@ -37,6 +41,7 @@ def build_online_asset(view: FeatureView) -> dg.AssetsDefinition:
             "features": len(view.features),
         },
         pool=f"online_{view.name}",
+        op_tags={PRIORITY_TAG: ONLINE_FIRST},
     )
     def online_view(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult[Any]:
         try:

@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 import polars as pl
+from dagster._core.storage.tags import PRIORITY_TAG
 
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.model.catalogue import Catalogue
@@ -21,6 +22,9 @@ from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.pipeline.publication import PartitionOutcome
 from featurestore_dagster.projections.postgres_table import feature_table
 from featurestore_dagster.projections.relation import stream_relation
+
+JOINED_LAST = "-1"
+"""Within a run: what only training reads waits for what is served."""
 
 SHORTEST_POLICY = timedelta(minutes=1)
 LAST_HOUR = 23
@@ -79,6 +83,7 @@ def build_stream_asset(catalogue: Catalogue, view: FeatureView, stream: Stream, 
             "feature_set_version": view.version,
         },
         pool=f"features_{view.name}",
+        op_tags={PRIORITY_TAG: JOINED_LAST} if view.members else None,
     )
     def stream_features(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> Iterator[Any]:
         outcomes = platform.pipeline.materialise(view, stream, list(context.partition_keys), context.run.run_id)

@@ -25,7 +25,7 @@ from starlette.responses import StreamingResponse
 from featurestore_dagster.errors import FeatureStoreError
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.serving.coverage import coverage
-from featurestore_dagster.serving.http import feast_protocol, history, metrics, online, schemas, status_page
+from featurestore_dagster.serving.http import feast_protocol, history, metrics, online, schemas, status_page, uploads
 from featurestore_dagster.serving.http.answers import JSON, Answer, HttpError, failure
 from featurestore_dagster.serving.http.bodies import header, instant, read_body
 from featurestore_dagster.serving.http.gate import PAGE, Gate, HotRoute
@@ -261,10 +261,10 @@ def _history_documented() -> dict[str, Any]:
     binary = {"schema": {"type": "string", "format": "binary"}}
     arguments["responses"][200] = {
         "description": "the rows with their features",
-        "content": {history.ARROW: binary, history.PARQUET: binary},
+        "content": {uploads.ARROW: binary, uploads.PARQUET: binary},
     }
     extra = arguments["openapi_extra"]
-    extra["requestBody"]["content"] |= {history.ARROW: binary, history.PARQUET: binary}
+    extra["requestBody"]["content"] |= {uploads.ARROW: binary, uploads.PARQUET: binary}
     properties = extra["requestBody"]["content"][JSON]["schema"]["properties"]
     extra["parameters"] = [
         {

@@ -13,10 +13,9 @@ from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.serving.http.answers import JSON, HttpError
 from featurestore_dagster.serving.http.bodies import features_asked, field, instant, json_object, refuse_unknown
+from featurestore_dagster.serving.http.uploads import ARROW, PARQUET, frame_of_bytes, refuse_rows
 from featurestore_dagster.settings import Settings
 
-ARROW = "application/vnd.apache.arrow.stream"
-PARQUET = "application/vnd.apache.parquet"
 ANSWERS = {"*/*": ARROW, "application/*": ARROW, ARROW: ARROW, PARQUET: PARQUET}
 
 FIELDS = ("features", "service", "entities", "as_of", "details")
@@ -74,7 +73,7 @@ def parse(body: bytes, content_type: str, query: Mapping[str, Sequence[str]], se
         asked = {"features": list(query.get("features", ())), "service": _first(query, "service")}
         request = HistoryRequest(
             features_asked(asked, "service", settings.serve_maximum_features),
-            frame_of_bytes(body, kind, settings.serve_maximum_history_rows),
+            frame_of_bytes(body, kind, settings.serve_maximum_history_rows, settings.serve_maximum_history_body_bytes),
             _first(query, "as_of"),
             _details(query.get("details", ())),
         )
@@ -87,34 +86,6 @@ def _first(query: Mapping[str, Sequence[str]], name: str) -> str | None:
     return next(iter(query.get(name, ())), None)
 
 
-def frame_of_bytes(body: bytes, kind: str, maximum: int) -> pl.DataFrame:
-    """The frame that a body holds as Arrow stream or Parquet.
-
-    Raises:
-        MalformedDataError: It is none.
-        RefusedError: Too many rows; those of Parquet are counted before they are unpacked, those of Arrow batch by batch.
-    """
-    import pyarrow as pa
-
-    try:
-        if kind == PARQUET:
-            rows = pl.scan_parquet(io.BytesIO(body)).select(pl.len()).collect().item()
-            _refuse_rows(rows, maximum)
-            return pl.read_parquet(io.BytesIO(body))
-        rows, batches = 0, []
-        with pa.ipc.open_stream(body) as reader:
-            for batch in reader:
-                rows += batch.num_rows
-                _refuse_rows(rows, maximum)
-                batches.append(batch)
-            found = pl.from_arrow(pa.Table.from_batches(batches, reader.schema))
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException, OSError, ValueError) as error:
-        raise MalformedDataError(f"the body is no {kind}: {str(error)[:200]}") from None
-    if not isinstance(found, pl.DataFrame):
-        raise MalformedDataError(f"the body is no {kind} of columns")
-    return found
-
-
 def refuse_too_many_values(request: HistoryRequest, catalogue: Catalogue, maximum: int) -> None:
     """Raise RefusedError when rows times features are more than an answer may hold, UnknownNameError for an unknown service."""
     asked = request.features
@@ -123,11 +94,6 @@ def refuse_too_many_values(request: HistoryRequest, catalogue: Catalogue, maximu
         raise RefusedError(
             f"{request.entities.height} rows of {features} features are {values} values; at most {maximum} in one request: split it"
         )
-
-
-def _refuse_rows(rows: int, maximum: int) -> None:
-    if rows > maximum:
-        raise RefusedError(f"{rows} entity rows; at most {maximum} in one request over HTTP: split it")
 
 
 def frame_of_json(rows: Any, instants: Sequence[str], maximum: int) -> pl.DataFrame:
@@ -141,7 +107,7 @@ def frame_of_json(rows: Any, instants: Sequence[str], maximum: int) -> pl.DataFr
         raise MalformedDataError(
             f"entities must be a list of objects, as in [{{'symbol': 'AAPL', '{INSTANT_COLUMN}': '2018-12-31T21:00:00Z'}}]"
         )
-    _refuse_rows(len(rows), maximum)
+    refuse_rows(len(rows), maximum)
     names = list(rows[0])
     if different := next((number for number, row in enumerate(rows) if row.keys() != rows[0].keys()), 0):
         raise MalformedDataError(f"entities[{different}] has fields {sorted(rows[different])}; the first has {sorted(names)}")

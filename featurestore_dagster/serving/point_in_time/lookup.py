@@ -212,7 +212,8 @@ def _order(keys: Integers, event_times: Integers, known_at: Integers) -> Integer
     if int(keys.max() + 1) * span >= LARGEST_PACKED:
         return np.lexsort((known_at, event_times, keys))
     packed = keys * span + (event_times - first)
-    order = np.argsort(packed)
+    # Timsort: what was published in the order of time is made of long runs, and sorted five times faster than at random.
+    order = np.argsort(packed, kind="stable")
     packed = packed[order]
     repeats = np.flatnonzero(packed[1:] == packed[:-1])
     if repeats.size:
@@ -246,14 +247,11 @@ def served(lookup: Lookup, versions: pl.DataFrame, found: Integers, instants: In
     chosen = pl.Series(found, dtype=pl.Int64)
     if not is_served.all():
         chosen = chosen.set(pl.Series(~is_served), None)
-    gathered = versions.select(
-        pl.col(source).gather(chosen).alias(output) for output, source in lookup.outputs.items() if source != "age_seconds"
+    in_seconds = pl.Series(ages / 1e6).set(pl.Series(~is_served), None) if wants_ages else None
+    return versions.select(
+        (pl.col(source).gather(chosen) if in_seconds is None or source != "age_seconds" else pl.lit(in_seconds)).alias(output)
+        for output, source in lookup.outputs.items()
     )
-    if not wants_ages:
-        return gathered
-    in_seconds = pl.Series(ages / 1e6).set(pl.Series(~is_served), None)
-    aged = [in_seconds.alias(output) for output, source in lookup.outputs.items() if source == "age_seconds"]
-    return gathered.with_columns(aged) if gathered.width else pl.DataFrame(aged)
 
 
 def _stream_numbers(view: FeatureView, versions: pl.DataFrame) -> Integers:

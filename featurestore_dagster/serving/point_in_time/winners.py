@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 
@@ -71,7 +72,7 @@ def _search(versions: Versions, asked: Questions, rows: Integers | slice, offset
     packed_versions = (versions.keys - low) * span + np.clip(versions.event_times - first, 0, span - 1)
     packed_asked = (keys - low) * span + (instants - first)
     # Sorted needles walk through the versions instead of jumping: three times faster, sorting included.
-    order = np.argsort(packed_asked)
+    order = pl.Series(packed_asked).arg_sort().to_numpy()  # on all cores
     packed_asked = packed_asked[order]
     positions = np.searchsorted(packed_versions, packed_asked, side="right") - 1
     starts = np.searchsorted(versions.keys, np.arange(low, int(keys.max()) + 1))[keys[order] - low]

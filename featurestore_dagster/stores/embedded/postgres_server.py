@@ -41,6 +41,8 @@ OPTIONS = {
     "shared_buffers": "256MB",
     "work_mem": "32MB",
     "maintenance_work_mem": "128MB",
+    "wal_level": "minimal",  # what a transaction loads into a table of its own is forced to disk at its commit, and not logged before
+    "max_wal_senders": "0",
     "max_wal_size": "2GB",
     "checkpoint_timeout": "15min",
     "max_locks_per_transaction": "256",  # natively partitioned tables lock every partition

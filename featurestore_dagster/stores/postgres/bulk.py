@@ -4,7 +4,9 @@ Which version wins is decided by `serving.point_in_time`, except in `visible`, w
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -20,6 +22,8 @@ from featurestore_dagster.projections.postgres_table import feature_schema
 from featurestore_dagster.projections.relation import stream_relation
 from featurestore_dagster.settings import PostgresSettings
 from featurestore_dagster.stores.postgres.connection import Reader, close_reader, reader_of, translated
+
+REPEATABLE = "set transaction isolation level repeatable read"
 
 ASKED_TABLE = "asked_rows"
 
@@ -53,7 +57,7 @@ def snapshot(settings: PostgresSettings) -> Iterator["Snapshot"]:
     with translated(settings):
         reader = _begun(settings)
         try:
-            yield Snapshot(reader)
+            yield Snapshot(reader, settings)
         finally:
             _end(reader)
 
@@ -65,7 +69,7 @@ def _begun(settings: PostgresSettings) -> Reader:
             with translated(settings):
                 reader = reader_of(settings)
                 reader.connection.set_autocommit(False)
-                Snapshot(reader).execute("set transaction isolation level repeatable read")
+                reader.execute(REPEATABLE)
                 return reader
         except StoreUnavailableError:
             close_reader()
@@ -88,15 +92,10 @@ def _end(reader: Reader) -> None:
 class Snapshot:
     """Reads of one transaction; get it from `snapshot`."""
 
-    def __init__(self, reader: Reader) -> None:
-        """The reader's connection is in the transaction."""
+    def __init__(self, reader: Reader, settings: PostgresSettings) -> None:
+        """The reader's connection is in the transaction; more can be opened with the settings."""
         self._reader = reader
-
-    def execute(self, command: str) -> None:
-        """Run a statement without result."""
-        with contextlib.closing(self._reader.statement()) as statement:
-            statement.set_sql_query(command)
-            statement.execute_update()
+        self._settings = settings
 
     def select(self, query: str) -> pl.DataFrame:
         """Result of a caller's own query, which cannot write: the rest of the transaction is read-only.
@@ -106,7 +105,7 @@ class Snapshot:
         """
         import adbc_driver_manager
 
-        self.execute("set transaction read only")
+        self._reader.execute("set transaction read only")
         try:
             return self._read(query)
         except adbc_driver_manager.OperationalError:
@@ -135,14 +134,35 @@ class Snapshot:
         return self._read(query, {"relations": _relations(view)})["publication_id"].cast(pl.Int64)
 
     def versions(
-        self, view: FeatureView, columns: Sequence[str], start: datetime, end: datetime, keys: Mapping[str, Sequence[str]]
+        self, view: FeatureView, columns: Sequence[str], instants: Sequence[datetime], keys: Mapping[str, Sequence[str]]
     ) -> pl.DataFrame:
-        """Every version with start <= event_timestamp < end, unsorted; `keys` restricts join keys to the values given."""
-        condition, parameters = self._range(view, start, end, keys)
-        query = sql.SQL("select {columns} from {table} where {condition}").format(
-            columns=_names(columns), table=sql.Identifier("features", view.name), condition=condition
-        )
-        return self._read(query, parameters).cast(_schema(view, columns))  # type: ignore[arg-type]
+        """Every version between the first and the last of ascending instants, the last left out, unsorted.
+
+        With an instant between them the ranges before and after it are read at once, each through a connection of its own: one
+        connection keeps neither the server nor this process busy. `keys` restricts join keys to the values given.
+        """
+        queries = []
+        for start, end in itertools.pairwise(instants):
+            condition, parameters = self._range(view, start, end, keys)
+            query = sql.SQL("select {columns} from {table} where {condition}").format(
+                columns=_names(columns), table=sql.Identifier("features", view.name), condition=condition
+            )
+            queries.append((query, parameters))
+        (here, here_parameters), *beside = queries
+        if not beside:
+            return self._read(here, here_parameters).cast(_schema(view, columns))  # type: ignore[arg-type]
+        name = self._read("select pg_export_snapshot() as name")["name"].item()
+        with ThreadPoolExecutor(len(beside)) as threads:
+            others = [threads.submit(self._read_beside, name, query, parameters) for query, parameters in beside]
+            found = [self._read(here, here_parameters), *(other.result() for other in others)]
+        return pl.concat(found).cast(_schema(view, columns))  # type: ignore[arg-type]
+
+    def _read_beside(self, name: str, query: Query, parameters: dict[str, Any]) -> pl.DataFrame:
+        with contextlib.closing(Reader(self._settings)) as reader:
+            reader.connection.set_autocommit(False)
+            reader.execute(REPEATABLE)
+            reader.execute(f"set transaction snapshot '{name}'")
+            return reader.read(query, parameters)
 
     def share_of_keys(self, view: FeatureView, start: datetime, end: datetime, keys: Mapping[str, Sequence[str]]) -> float:
         """Share of the versions of a range that have one of these keys; 0 when there are none."""

@@ -74,13 +74,33 @@ class Reader:
         self.statement = functools.partial(adbc_driver_manager.AdbcStatement, connection)
         self.close = weakref.finalize(self, _close, self.quoting, connection, database)
 
+    def execute(self, command: str) -> None:
+        """Run a statement without result."""
+        with contextlib.closing(self.statement()) as statement:
+            statement.set_sql_query(command)
+            statement.execute_update()
+
     def read(self, query: Query, parameters: dict[str, Any] | None) -> pl.DataFrame:
         """Result of a query, parameters inlined."""
         text = psycopg.ClientCursor(self.quoting).mogrify(query, parameters)
         with contextlib.closing(self.statement()) as statement:
             statement.set_sql_query(text)
             stream, _ = statement.execute_query()
-            return pl.DataFrame(stream)
+            with as_driver_error():
+                return pl.DataFrame(stream)
+
+
+@contextmanager
+def as_driver_error() -> Iterator[None]:
+    """Errors of a stream as the driver's own: the server computes while it sends, so that it may refuse, or be gone, amid the rows."""
+    import adbc_driver_manager
+
+    try:
+        yield
+    except pl.exceptions.ComputeError as error:
+        refused = "ERROR:" in str(error) and "canceling statement" not in str(error)
+        kind = adbc_driver_manager.ProgrammingError if refused else adbc_driver_manager.OperationalError
+        raise kind(str(error), status_code=adbc_driver_manager.AdbcStatusCode.IO) from error
 
 
 def reader_of(settings: PostgresSettings) -> Reader:
@@ -119,7 +139,8 @@ def translated(settings: PostgresSettings) -> Iterator[None]:
             raise
         raise ConfigurationError(f"{where} is not as declared: {error}. Run `featurestore apply`.") from error
     except (psycopg.OperationalError, adbc_driver_manager.OperationalError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        # What follows the first line are libpq's guesses.
+        reason = next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if any(word in str(error) for word in REFUSALS):
             raise ConfigurationError(
                 f"{where} refused the connection: {reason}. Check POSTGRES_USER, POSTGRES_PASSWORD, "

@@ -4,7 +4,7 @@ Which rows are new is decided in `versions`; reading belongs to `store` and `led
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Any
@@ -12,23 +12,20 @@ from typing import Any
 import polars as pl
 import psycopg
 from psycopg import sql
-from psycopg.copy import QueuedLibpqWriter
 
 from featurestore_dagster.calendars import calendar
-from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.projections.relation import Relation
 from featurestore_dagster.settings import PostgresSettings
-from featurestore_dagster.stores.postgres import schema, versions, watermarks
+from featurestore_dagster.stores.postgres import versions, watermarks
 from featurestore_dagster.stores.postgres.connection import read_frame
+from featurestore_dagster.stores.postgres.contents import Content, Contents
+from featurestore_dagster.stores.postgres.loading import Load
 from featurestore_dagster.stores.postgres.refused import REFUSED_SCHEMA, refused_rows
 
 LEDGER_LOCK = 7_301_154_921
 """Advisory lock under which ledger ids are drawn: held to the commit, so that ids appear in commit order."""
 
-ROWS_PER_COPY = 20_000
-
-CHANGED_KEYS_LISTED = 100
-"""A publication that touches more keys than this records the range only."""
+EVERY = sql.SQL("true")
 
 LATE_VINTAGE = "known_at: an older vintage than what is published, with another value than was read here at its time"
 
@@ -60,8 +57,8 @@ class Publication:
 def lock_table(connection: psycopg.Connection[tuple[Any, ...]], relation: Relation) -> None:
     """Keep other writers of the relation's table out until the transaction ends.
 
-    The table and not only the relation: a new year's native partition is created under a lock that readers of the table wait for, and
-    `Writer.stored` reads over a connection of its own, so that two writers would wait for each other without Postgres seeing it.
+    The table and not only the relation: two writers would both make a new year's native partition. And `Writer.stored` reads over a
+    connection of its own: had this transaction locked out readers, they would wait for each other without Postgres seeing it.
     """
     connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"{relation.schema}.{relation.table}"])
 
@@ -77,8 +74,8 @@ class Writer:
     now: datetime
     seconds: float | None = None
 
-    def stored(self, partitions: Sequence[str]) -> pl.DataFrame:
-        """Every version in the range of these partitions, columns `relation.frame_schema`, unsorted."""
+    def stored(self, partitions: Sequence[str], entities: sql.Composable = EVERY) -> pl.DataFrame:
+        """Every version in the range of these partitions, columns `relation.frame_schema`, unsorted; `entities` is a condition."""
         relation, sessions = self.relation, calendar(self.relation.calendar)
         low = sessions.session(date.fromisoformat(min(partitions))).window_start
         high = sessions.session(date.fromisoformat(max(partitions))).window_end
@@ -93,12 +90,12 @@ class Writer:
         # Backfills mostly find nothing: a look at the index is cheaper than a bulk read of nothing.
         if self.connection.execute(sql.SQL("select 1 from {} where {} limit 1").format(table, in_range), parameters).fetchone() is None:
             return pl.DataFrame(schema=relation.frame_schema)
-        query = sql.SQL("select {} from {} where {}").format(_names(relation.frame_schema), table, in_range)
+        query = sql.SQL("select {} from {} where {} and {}").format(_names(relation.frame_schema), table, in_range, entities)
         return read_frame(self.settings, query, parameters, relation.frame_schema)
 
     def publish(
         self,
-        rows: pl.DataFrame,
+        rows: pl.DataFrame | Iterable[pl.DataFrame],
         partitions: Sequence[str],
         quarantined: pl.DataFrame | None,
         inputs: Mapping[str, dict[str, int]],
@@ -106,18 +103,57 @@ class Writer:
         supersede: bool,
     ) -> list[Publication]:
         """See `PostgresStore.publish`; the table is locked."""
-        stored = self.stored(partitions)
-        new, late = versions.new_versions(self.relation, rows, stored, self.now)
         row = self.connection.execute("select nextval('ops.batch_id')").fetchone()
         batch_id = int(row[0])  # type: ignore[index]
-        if not new.is_empty():
-            self._copy(new, batch_id)
-            watermarks.advance(self.connection, self.relation, batch_id)
-        too_late = refused_rows(late, _sessions(self.relation, late), pl.Series([[LATE_VINTAGE]] * late.height, dtype=pl.List(pl.String)))
-        refused = pl.concat([pl.DataFrame(schema=REFUSED_SCHEMA) if quarantined is None else quarantined, too_late])
+        relation, contents = self.relation, Contents(self.relation)
+        load = Load(self.connection, relation.schema, relation.table)
+        bad = [pl.DataFrame(schema=REFUSED_SCHEMA) if quarantined is None else quarantined]
+        newest = []
+        for part, stored in self._with_stored(rows, partitions):
+            new, late, published = self._versions(part, stored)
+            contents.add(published, new)
+            if not new.is_empty():
+                load.append(self._stamped(new, batch_id))
+                newest.append(watermarks.newest(relation, new))
+            reasons = pl.Series([[LATE_VINTAGE]] * late.height, dtype=pl.List(pl.String))
+            bad.append(refused_rows(late, _sessions(relation, late), reasons))
+        load.finish()
+        if newest:
+            watermarks.advance(self.connection, relation, pl.concat(newest))
+        refused = pl.concat(bad)
         self.quarantine(refused, partitions if supersede else [])
-        published = versions.newest(self.relation, pl.concat([stored, new]))
-        return self._record(partitions, published, new, dict(refused.group_by("partition_key").len().iter_rows()), batch_id, inputs)
+        counts = dict(refused.group_by("partition_key").len().iter_rows())
+        return self._record(partitions, contents.by_partition(), counts, batch_id, inputs)
+
+    def _with_stored(
+        self, rows: pl.DataFrame | Iterable[pl.DataFrame], partitions: Sequence[str]
+    ) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+        """Rows with every version that is stored of their entities; at last, without rows, those of all other entities."""
+        if isinstance(rows, pl.DataFrame):
+            yield rows, self.stored(partitions)
+            return
+        key, seen = sql.Identifier(self.relation.keys[0]), list[str]()
+        for part in rows:
+            entities = part[self.relation.keys[0]].unique().to_list()
+            seen += entities
+            yield part, self.stored(partitions, sql.SQL("{} = any({})").format(key, sql.Literal(entities)))
+        others = self.stored(partitions, sql.SQL("{} <> all({})").format(key, sql.Literal(seen)))
+        yield others.clear(), others
+
+    def _versions(self, rows: pl.DataFrame, stored: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+        """New versions, vintages that came too late, and what is published now."""
+        rows = rows.select(list(self.relation.frame_schema))
+        if versions.is_first(self.relation, rows, stored):
+            return rows, rows.clear(), rows
+        new, late = versions.new_versions(self.relation, rows, stored, self.now)
+        return new, late, versions.newest(self.relation, pl.concat([stored, new]))
+
+    def _stamped(self, rows: pl.DataFrame, batch_id: int) -> pl.DataFrame:
+        """The rows as the table has them; those of an entity beside each other, as they are read."""
+        stamps = {"batch_id": pl.lit(batch_id, pl.Int64)}
+        if self.relation.schema == "raw":
+            stamps["ingested_at"] = pl.lit(self.now).dt.cast_time_unit("us")
+        return rows.sort(self.relation.identity).with_columns(**stamps)
 
     def quarantine(self, refused: pl.DataFrame, superseded: Sequence[str]) -> None:
         """Keep refused rows, and close the open ones of the partitions `superseded` that did not come again."""
@@ -146,64 +182,34 @@ class Writer:
         ]
         self.connection.execute(_insert("quality_log", LOG_COLUMNS), [list(column) for column in zip(*rows, strict=True)])
 
-    def _copy(self, rows: pl.DataFrame, batch_id: int) -> None:
-        relation = self.relation
-        years = rows["event_timestamp"].dt.year()
-        schema.ensure_yearly_partitions(self.connection, relation.schema, relation.table, int(years.min()), int(years.max()))  # type: ignore[arg-type]
-        written = rows.select(list(relation.frame_schema)).with_columns(pl.lit(batch_id).alias("batch_id"))
-        if relation.schema == "raw":
-            written = written.with_columns(pl.lit(self.now).alias("ingested_at"))
-        statement = sql.SQL("copy {} ({}) from stdin (format csv, null '\\N')").format(
-            sql.Identifier(relation.schema, relation.table), _names(written.columns)
-        )
-        # The server indexes one part while the next is written as text.
-        with self.connection.cursor() as cursor, cursor.copy(statement, writer=QueuedLibpqWriter(cursor)) as copy:
-            for part in written.iter_slices(ROWS_PER_COPY):
-                copy.write(
-                    part.write_csv(
-                        include_header=False, null_value="\\N", quote_style="non_numeric", datetime_format="%Y-%m-%d %H:%M:%S%.6f%:z"
-                    )
-                )
-
     def _record(
         self,
         partitions: Sequence[str],
-        published: pl.DataFrame,
-        new: pl.DataFrame,
+        contents: Mapping[str, Content],
         refused: Mapping[str, int],
         batch_id: int,
         inputs: Mapping[str, dict[str, int]],
     ) -> list[Publication]:
         relation = self.relation
-        digests = versions.content_hashes(relation, published, _sessions(relation, published))
-        summaries, flags, changes = _summaries(relation, published), _flag_counts(relation, published), _changes(relation, new)
         recorded = self._last_records(partitions)
         ledger: list[tuple[Any, ...]] = []
         publications: list[Publication] = []
+        nothing = Content()
         for key in partitions:
-            total, earliest, latest = summaries.get(key, (0, None, None))
-            count, change = changes.get(key, (0, {}))
-            digest, read = digests.get(key, versions.NO_ROWS), inputs.get(key, {})
-            publications.append(Publication(relation.name, key, None, count, refused.get(key, 0), total, digest))
-            if count or recorded.get(key) != (read, relation.code_version):
+            held, read, bad = contents.get(key, nothing), inputs.get(key, {}), refused.get(key, 0)
+            publications.append(Publication(relation.name, key, None, held.rows_new, bad, held.rows_total, held.content_hash))
+            if held.rows_new or recorded.get(key) != (read, relation.code_version):
                 ledger.append(
                     (
-                        batch_id, relation.name, key, count, refused.get(key, 0), total, digest, earliest, latest, json.dumps(change),
-                        json.dumps(read, sort_keys=True), relation.code_version, self.run_id, self.now,
-                        None if self.seconds is None else self.seconds / len(partitions),
+                        batch_id, relation.name, key, held.rows_new, bad, held.rows_total, held.content_hash, held.first_event,
+                        held.last_event, json.dumps(held.changed), json.dumps(read, sort_keys=True), relation.code_version, self.run_id,
+                        self.now, None if self.seconds is None else self.seconds / len(partitions),
                     )
                 )  # fmt: skip
         ids = self._insert_ledger(ledger)
-        nulls = _null_shares(relation, published)
         self.log(
-            (
-                p.partition_key,
-                "published" if p.rows_published else "unchanged",
-                [],
-                flags.get(p.partition_key, {}),
-                nulls.get(p.partition_key),
-            )
-            for p in publications
+            (key, "published" if held.rows_new else "unchanged", [], held.flags, held.null_shares)
+            for key, held in ((key, contents.get(key, nothing)) for key in partitions)
         )
         return [replace(publication, publication_id=ids.get(publication.partition_key)) for publication in publications]
 
@@ -235,45 +241,3 @@ def _names(columns: Sequence[str] | Mapping[str, object]) -> sql.Composed:
 
 def _sessions(relation: Relation, rows: pl.DataFrame) -> pl.Series:
     return calendar(relation.calendar).session_of(rows["event_timestamp"]).cast(pl.String)
-
-
-def _summaries(relation: Relation, rows: pl.DataFrame) -> dict[str, tuple[int, datetime | None, datetime | None]]:
-    """Per session: rows, first and last event time."""
-    event = pl.col("event_timestamp")
-    groups = rows.group_by(_sessions(relation, rows).alias("session")).agg(pl.len(), event.min().alias("first"), event.max().alias("last"))
-    return {key: (count, first, last) for key, count, first, last in groups.iter_rows()}
-
-
-def _flag_counts(relation: Relation, rows: pl.DataFrame) -> dict[str, dict[str, int]]:
-    """Per session: rows by flag that is set on any of them."""
-    names = list(QualityFlag.counts(rows["flags"]))
-    flags = pl.col("flags")
-    counts = [(flags & QualityFlag[name].value != 0).sum().alias(name) for name in names]
-    groups = rows.group_by(_sessions(relation, rows).alias("session")).agg(counts) if names else pl.DataFrame({"session": []})
-    return {key: {name: n for name, n in zip(names, found, strict=True) if n} for key, *found in groups.iter_rows()}
-
-
-def _null_shares(relation: Relation, rows: pl.DataFrame) -> dict[str, dict[str, float]]:
-    """Per session of a dataset with rows: NULL share by column."""
-    if relation.schema != "raw":
-        return {}
-    groups = rows.group_by(_sessions(relation, rows).alias("session")).agg(pl.col(relation.values).is_null().mean())
-    return {line.pop("session"): line for line in groups.iter_rows(named=True)}
-
-
-def _changes(relation: Relation, new: pl.DataFrame) -> dict[str, tuple[int, dict[str, Any]]]:
-    """Per session with new versions: their number, and what they touch."""
-    keys = pl.struct(pl.col(name).cast(pl.String) for name in relation.keys)
-    event = pl.col("event_timestamp")
-    groups = new.group_by(_sessions(relation, new).alias("session")).agg(
-        pl.len(),
-        (pl.col("flags") & QualityFlag.RESTATED.value != 0).sum().alias("restated"),
-        keys.unique().sort().alias("keys"),
-        event.min().alias("first"),
-        event.max().alias("last"),
-    )
-    result = {}
-    for session, count, restated, found, first, last in groups.iter_rows():
-        listed = [list(key.values()) for key in found] if len(found) <= CHANGED_KEYS_LISTED else None
-        result[session] = (count, {"keys": listed, "start": first.isoformat(), "end": last.isoformat(), "restated": restated})
-    return result

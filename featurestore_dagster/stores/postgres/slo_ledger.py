@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from typing import Any
 
 import polars as pl
 from psycopg import sql
@@ -76,15 +77,22 @@ class SloStore:
             " and stream = %(stream)s and feature_set_version = %(version)s and flags & %(missing)s = 0 group by batch_id)"
             " select publication_id, published_at, watermark from batch join newest using (batch_id) order by publication_id"
         ).format(table=sql.Identifier(relation.schema, relation.table))
-        parameters = {
-            "relation": relation.name,
-            "after": after_publication_id,
-            "watermark": watermark,
-            "stream": relation.scope,
-            "version": relation.feature_set_version,
-            "missing": QualityFlag.MISSING_OHLCV.value,
-        }
+        parameters = _of(relation) | {"after": after_publication_id, "watermark": watermark}
         return read_frame(self.settings, query, parameters, ADVANCES)
+
+    def position(self, relation: Relation, instant: datetime) -> tuple[datetime | None, int]:
+        """What was published before an instant: the newest row that does not stand for a missing bar, and the last publication, or 0."""
+        query = sql.SQL(
+            "with seen as materialized (select batch_id, publication_id from ops.publications where relation = %(relation)s"
+            " and published_at < %(instant)s and rows_published > 0)"
+            " select (select event_timestamp from {table} where batch_id in (select batch_id from seen) and event_timestamp <= %(instant)s"
+            " and stream = %(stream)s and feature_set_version = %(version)s and flags & %(missing)s = 0"
+            " order by event_timestamp desc limit 1),"
+            " coalesce((select max(publication_id) from seen), 0)"
+        ).format(table=sql.Identifier(relation.schema, relation.table))
+        with connect(self.settings) as connection:
+            found = connection.execute(query, _of(relation) | {"instant": instant}).fetchone()
+        return found if found is not None else (None, 0)
 
     def forget_after(self, now: datetime) -> None:
         """Forget what a clock ahead of `now` has counted."""
@@ -107,3 +115,12 @@ class SloStore:
         )
         with connect(self.settings) as connection:
             connection.execute(statement, [[getattr(day, name) for day in days] for name in columns])
+
+
+def _of(relation: Relation) -> dict[str, Any]:
+    return {
+        "relation": relation.name,
+        "stream": relation.scope,
+        "version": relation.feature_set_version,
+        "missing": QualityFlag.MISSING_OHLCV.value,
+    }

@@ -4,7 +4,7 @@ Computing and auditing do not belong here (see `pipeline`), nor does Redis.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -22,6 +22,8 @@ from featurestore_dagster.settings import PostgresSettings
 from featurestore_dagster.stores.postgres import durations, schema, watermarks
 from featurestore_dagster.stores.postgres.connection import connect, read_frame
 from featurestore_dagster.stores.postgres.publishing import LEDGER_LOCK, Publication, Writer, lock_table
+
+BY_PRIORITY = sql.SQL("array_position(%(priority)s::text[], source) nulls last")
 
 
 @dataclass(frozen=True)
@@ -82,25 +84,38 @@ class PostgresStore:
         as_of: datetime | None = None,
         priority: Sequence[str] = (),
         all_versions: bool = False,
+        symbols: Sequence[str] | None = None,
     ) -> pl.DataFrame:
         """Rows of a dataset with start < event_timestamp <= end, one per key and event time, as known at `as_of` (default: now).
 
         Among versions the greatest known-at wins; among sources with the same known-at the earlier one in `priority`. With `all_versions`
-        each one comes. Columns: the dataset's canonical schema; sorted by key and event time, the greatest known-at first.
+        each one comes. Columns: the dataset's canonical schema; sorted by key and event time, the greatest known-at first. `symbols`
+        restricts the symbol to those given.
         """
         key = [*dataset.table.key, "event_timestamp"]
         query = sql.SQL(
-            "select {distinct} {columns} from {table} where dataset = %(scope)s and event_timestamp > %(start)s"
-            " and event_timestamp <= %(end)s and known_at <= %(as_of)s"
-            " order by {key}, known_at desc, array_position(%(priority)s::text[], source) nulls last"
+            "select {columns} from {table} where dataset = %(scope)s and event_timestamp > %(start)s"
+            " and event_timestamp <= %(end)s and known_at <= %(as_of)s and {symbols} order by {order}"
         ).format(
-            distinct=sql.SQL("") if all_versions else sql.SQL("distinct on ({})").format(_names(key)),
-            key=_names(key),
+            order=sql.SQL("{}, known_at desc, {}").format(_names(key), BY_PRIORITY) if all_versions else _names(key),
             columns=_names(dataset.table.schema),
             table=sql.Identifier("raw", dataset.table.name),
+            symbols=sql.SQL("true" if symbols is None else "symbol = any(%(symbols)s)"),
         )
         parameters = {"scope": dataset.name, "start": start, "end": end, "as_of": as_of or self.clock.now(), "priority": list(priority)}
-        return read_frame(self.settings, query, parameters, dataset.table.schema)
+        if symbols is not None:
+            parameters["symbols"] = list(symbols)
+        found = read_frame(self.settings, query, parameters, dataset.table.schema)
+        return found if all_versions else _newest(found, key, priority)
+
+    def symbols(self, dataset: Dataset) -> list[str]:
+        """Every symbol that a dataset ever had a row of, ascending: an index look-up for each, however many rows there are."""
+        query = sql.SQL(
+            "with recursive found as ((select min(symbol) as symbol from {table} where dataset = %(scope)s) union all"
+            " select (select min(symbol) from {table} where dataset = %(scope)s and symbol > found.symbol) from found"
+            " where found.symbol is not null) select symbol from found where symbol is not null"
+        ).format(table=sql.Identifier("raw", dataset.table.name))
+        return read_frame(self.settings, query, {"scope": dataset.name}, {"symbol": pl.String()})["symbol"].to_list()
 
     def restatements(self, dataset: Dataset, symbols: Sequence[str], start: datetime, end: datetime) -> list[datetime]:
         """Instants, ascending, at which what was known of these symbols' rows (start < event_timestamp <= end) changed backwards.
@@ -258,7 +273,7 @@ class PostgresStore:
     def publish(
         self,
         relation: Relation,
-        rows: pl.DataFrame,
+        rows: pl.DataFrame | Iterable[pl.DataFrame],
         partitions: Sequence[str],
         *,
         quarantined: pl.DataFrame | None = None,
@@ -271,7 +286,8 @@ class PostgresStore:
 
         Args:
             relation: What is written; an advisory lock keeps other writers of its table out until the commit.
-            rows: Audited rows of these partitions, columns `relation.frame_schema`; several of one identity are vintages.
+            rows: Audited rows of these partitions, columns `relation.frame_schema`; several of one identity are vintages. In parts, when
+                they do not fit into memory together: no entity is in two of them.
             partitions: Every partition that was computed, also those without rows.
             quarantined: Columns `partition_key`, `row` (JSON text), `reasons` (list of text).
             inputs: Per partition, newest publication id read of each input relation.
@@ -301,6 +317,17 @@ class PostgresStore:
             writer = Writer(self.settings, connection, relation, run_id, self.clock.now())
             writer.quarantine(quarantined, list(checks))
             writer.log((key, "blocked", found, {}, None) for key, found in checks.items())
+
+
+def _newest(rows: pl.DataFrame, key: Sequence[str], priority: Sequence[str]) -> pl.DataFrame:
+    """Of each key its greatest known-at, then its first source; `rows` come sorted by key, as an index has them: most are the only one."""
+    repeated = pl.all_horizontal(pl.col(name).eq_missing(pl.col(name).shift(1)) for name in key)
+    if not rows.select(repeated.any()).item():
+        return rows
+    places = {name: place for place, name in enumerate(priority)}
+    rank = pl.col("source").replace_strict(places, default=len(places), return_dtype=pl.Int64)
+    descending = [*[False] * len(key), True, False, False]
+    return rows.sort(*key, "known_at", rank, "source", descending=descending).unique(key, keep="first", maintain_order=True)
 
 
 def _names(columns: Sequence[str] | Mapping[str, object]) -> sql.Composed:

@@ -1,9 +1,8 @@
-"""Which staged rows are new versions, and the fingerprint of what is published. Pure frames; no SQL.
+"""Which staged rows are new versions. Pure frames; no SQL. What is published is summed up in `contents`.
 
 A version is written once per distinct content, so recomputing the same values writes nothing, and a correction never overwrites.
 """
 
-import hashlib
 from datetime import datetime, timedelta
 
 import polars as pl
@@ -18,11 +17,6 @@ ABSOLUTE_TOLERANCE = 1e-12
 
 SAME_INSTANT = timedelta(milliseconds=1)
 """Corrections that arrive within one reading of the clock are spread by microseconds; this tells them from an older vintage."""
-
-RECORD_SEPARATOR = "\x1e"
-
-NO_ROWS = hashlib.sha256().hexdigest()
-"""Content hash of a partition without rows."""
 
 
 def new_versions(relation: Relation, staged: pl.DataFrame, stored: pl.DataFrame, now: datetime) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -42,35 +36,21 @@ def new_versions(relation: Relation, staged: pl.DataFrame, stored: pl.DataFrame,
     """
     columns = list(relation.frame_schema)
     staged = staged.select(columns)
-    if stored.is_empty() and not staged.select(relation.identity).is_duplicated().any():
+    if is_first(relation, staged, stored):
         return staged, staged.clear()
     last = newest(relation, stored.select(columns))
     current, late = _without_earlier_vintages(relation, staged, stored, last)
     return _changed(relation, current, last, now), late
 
 
+def is_first(relation: Relation, staged: pl.DataFrame, stored: pl.DataFrame) -> bool:
+    """Whether nothing is stored and no identity is staged twice: then all of it is new, and all of it is the newest."""
+    return stored.is_empty() and not staged.select(relation.identity).is_duplicated().any()
+
+
 def newest(relation: Relation, frame: pl.DataFrame) -> pl.DataFrame:
     """Newest version of each identity, sorted by identity."""
     return frame.sort(*relation.identity, relation.known_at).unique(relation.identity, keep="last", maintain_order=True)
-
-
-def content_hashes(relation: Relation, frame: pl.DataFrame, partition: pl.Series) -> dict[str, str]:
-    """sha256 per partition over identities, values and flags of the newest versions.
-
-    Known-at and RESTATED are excluded, so that a rebuild is recognised. Bit-exact: floats are written in their shortest form that reads
-    back the same, and computations start at fixed anchors, so the same inputs give the same bits in any order of partitions.
-
-    Args:
-        relation: What the rows belong to.
-        frame: One row per identity.
-        partition: Partition key of each row, text.
-    """
-    rows = frame.with_columns(partition.alias("partition_key"), pl.col("flags") & ~QualityFlag.RESTATED.value).sort(relation.identity)
-    text = rows.select(*relation.identity, *relation.values, "flags").write_csv(include_header=False, line_terminator=RECORD_SEPARATOR)
-    digests: dict[str, hashlib._Hash] = {}
-    for key, line in zip(rows["partition_key"], text.split(RECORD_SEPARATOR), strict=False):
-        digests.setdefault(key, hashlib.sha256()).update(line.encode() + RECORD_SEPARATOR.encode())
-    return {key: digest.hexdigest() for key, digest in digests.items()}
 
 
 def _changed(relation: Relation, staged: pl.DataFrame, last: pl.DataFrame, now: datetime) -> pl.DataFrame:

@@ -19,24 +19,32 @@ from featurestore_dagster.stores.postgres.connection import read_frame
 WATERMARK = pl.Datetime("us", "UTC")
 
 
-def advance(connection: psycopg.Connection[Any], relation: Relation, batch_id: int) -> None:
-    """Advance the watermarks of a stream to the rows of a batch; old days, and rows that stand for a missing bar, move nothing."""
-    if relation.feature_set_version is None:
+def newest(relation: Relation, rows: pl.DataFrame) -> pl.DataFrame:
+    """Newest event time of each entity of these rows, columns keys and event_timestamp; rows that stand for a missing bar do not count."""
+    present = rows.filter(pl.col("flags") & QualityFlag.MISSING_OHLCV.value == 0)
+    return present.group_by(relation.keys).agg(pl.col("event_timestamp").max())
+
+
+def advance(connection: psycopg.Connection[Any], relation: Relation, written: pl.DataFrame) -> None:
+    """Advance the watermarks of a stream to what was just written, `newest` of it; old days move nothing."""
+    if relation.feature_set_version is None or written.is_empty():
         return
-    keys = sql.SQL(", ").join(map(sql.Identifier, relation.keys))
+    ordered = written.group_by(relation.keys).agg(pl.col("event_timestamp").max()).sort(relation.keys)
+    arrays = [sql.SQL("{}::text[]").format(sql.Placeholder(f"key{place}")) for place in range(len(relation.keys))]
+    names = [sql.Identifier(f"key{place}") for place in range(len(relation.keys))]
     statement = sql.SQL(
         "insert into ops.watermarks as held (view, stream, feature_set_version, entity, event_timestamp)"
-        " select %(view)s, %(stream)s, %(version)s, array[{keys}], max(event_timestamp) from {table}"
-        " where batch_id = %(batch)s and flags & %(missing)s = 0 group by {keys} order by {keys}"
+        " select %(view)s, %(stream)s, %(version)s, array[{names}], newest from unnest({arrays}, %(newest)s::timestamptz[]) as"
+        " t({names}, newest)"
         " on conflict (view, stream, feature_set_version, entity) do update set event_timestamp = excluded.event_timestamp"
         " where excluded.event_timestamp > held.event_timestamp"
-    ).format(keys=keys, table=sql.Identifier(relation.schema, relation.table))
+    ).format(arrays=sql.SQL(", ").join(arrays), names=sql.SQL(", ").join(names))
     parameters = {
         "view": relation.table,
         "stream": relation.scope,
         "version": relation.feature_set_version,
-        "batch": batch_id,
-        "missing": QualityFlag.MISSING_OHLCV.value,
+        "newest": ordered["event_timestamp"].to_list(),
+        **{f"key{place}": ordered[key].to_list() for place, key in enumerate(relation.keys)},
     }
     connection.execute(statement, parameters)
 

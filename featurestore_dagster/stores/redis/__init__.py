@@ -7,6 +7,6 @@ from featurestore_dagster.stores.redis.packed import ABSENT, StoredRow, Value
 from featurestore_dagster.stores.redis.reading import OnlineRead
 from featurestore_dagster.stores.redis.store import RedisStore
 from featurestore_dagster.stores.redis.whole import Heads, WholeRow
-from featurestore_dagster.stores.redis.writing import OnlineWrite
+from featurestore_dagster.stores.redis.writing import Change, OnlineWrite
 
-__all__ = ["ABSENT", "Heads", "OnlineRead", "OnlineWrite", "RedisStore", "StoredRow", "Value", "WholeRow"]
+__all__ = ["ABSENT", "Change", "Heads", "OnlineRead", "OnlineWrite", "RedisStore", "StoredRow", "Value", "WholeRow"]

@@ -42,7 +42,12 @@ COMPACT_BYTES = 64
 
 def _text(value: str) -> bytes:
     encoded = value.encode()
-    return struct.pack("<II", STRING, len(encoded)) + encoded
+    return _text_head(len(encoded)) + encoded
+
+
+@lru_cache(maxsize=256)
+def _text_head(length: int) -> bytes:
+    return struct.pack("<II", STRING, length)
 
 
 def entity_keys(project: str, columns: Mapping[str, Iterable[str]]) -> list[bytes]:

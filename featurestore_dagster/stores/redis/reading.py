@@ -1,17 +1,17 @@
 """A read of several views and entities as bytes, and rows from its answers. Sans-io: both stores send what is made here.
 
-One round trip asks, for each entity, Feast's hash for the event time of each view and our hash for the packed rows, and the remembered
-publication of each view. Only where a packed row is not the newest does a second one ask for Feast's own fields of that row.
+One round trip asks, for each entity, Feast's hash for the event time of each view, for each view our hash for the packed rows, and the
+remembered publication of each view. Only where a packed row is not the newest does a second one ask for Feast's own fields of that row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple, cast
 
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.stores.redis import layout
-from featurestore_dagster.stores.redis.packed import ABSENT, STALE_ROW, PackedView, StoredRow, packed_key
+from featurestore_dagster.stores.redis.packed import ABSENT, STALE_ROW, PackedView, StoredRow, entity_fields, rows_key
 from featurestore_dagster.stores.redis.whole import WholeRow, WholeRows
 
 ViewRequest = tuple[FeatureView, Sequence[str]]
@@ -19,6 +19,7 @@ Rows = list[list[StoredRow | None] | WholeRow]
 
 MULTI, EXEC = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
 REMEMBERED_REQUESTS = 256
+LAYOUT_VERSION = 2
 
 
 class OnlineRead(NamedTuple):
@@ -71,7 +72,7 @@ class ReadRequest:
         groups: dict[tuple[str, ...], list[int]] = {}
         for position, (view, _) in enumerate(self.views):
             groups.setdefault(tuple(sorted(view.join_keys)), []).append(position)
-        self._groups = [_Group(keys, positions, self.views) for keys, positions in groups.items()]
+        self._groups = [_Group(project, keys, positions, self.views) for keys, positions in groups.items()]
         self._streams = sorted({stream.name for view, _ in self.views for stream in view.streams})
         self._ids = _command(b"MGET", [publication_key(project, view) for view, _ in self.views])
         self._epochs = _command(b"MGET", [epoch_key(project, stream) for stream in self._streams])
@@ -85,11 +86,11 @@ class ReadRequest:
         """What is sent, and how many answers come. A coherent read is one transaction: nothing is written in its midst."""
         parts = [MULTI] if coherent else []
         for group in self._groups:
-            group.add_commands(parts, self._project, entities)
+            group.add_commands(parts, entities)
         parts.append(self._ids)
         if coherent:
             parts += (self._epochs, EXEC)
-        commands = 2 * len(self._groups) * len(entities) + 1
+        commands = len(self._groups) * len(entities) + len(self.views) * bool(entities) + 1
         return b"".join(parts), commands + 3 if coherent else commands
 
     def decoded(self, answers: list[Any], *, coherent: bool = False) -> "Decoded":
@@ -99,11 +100,9 @@ class ReadRequest:
             *answers, texts = answers[-1]
             epochs = {stream: int(text) for stream, text in zip(self._streams, texts, strict=True) if text is not None}
         *about_entities, held = answers
-        if len(self._groups) > 1:
-            about_entities = _regrouped(about_entities, len(self._groups))
         rows: Rows = []
         stale: list[tuple[int, int]] = []
-        for number, (times, own) in enumerate(zip(about_entities[::2], about_entities[1::2], strict=True)):
+        for number, (own, times) in enumerate(self._by_entity(about_entities)):
             whole = self._whole.read(own, times)
             if whole is not None:
                 rows.append(whole)
@@ -112,6 +111,20 @@ class ReadRequest:
             rows.append(row)
             stale += [(number, position) for position, stored in enumerate(row) if stored is STALE_ROW]
         return Decoded(OnlineRead(rows, self._publication_ids(held), epochs), stale)
+
+    def _by_entity(self, answers: list[list[bytes | None]]) -> Iterable[tuple[tuple[bytes | None, ...], list[bytes | None]]]:
+        """Packed rows and `_ts` fields of each entity, as they arrive."""
+        if not answers:
+            return ()
+        entities = (len(answers) - len(self.views)) // len(self._groups)
+        times, columns, start = [], [], 0
+        for group in self._groups:
+            middle, end = start + entities, start + entities + len(group.positions)
+            times.append(answers[start:middle])
+            columns += answers[middle:end]
+            start = end
+        joined = times[0] if len(times) == 1 else [list(chain.from_iterable(parts)) for parts in zip(*times, strict=True)]
+        return zip(zip(*columns, strict=True), joined, strict=True)
 
     def _view_by_view(self, packed: Sequence[bytes | None], timestamps: Sequence[bytes | None]) -> list[StoredRow | None]:
         row: list[StoredRow | None] = [None] * len(self.views)
@@ -133,8 +146,8 @@ class ReadRequest:
         for number, position in stale:
             view, names = self.views[position]
             keys = tuple(sorted(view.join_keys))
-            key, packed = _keys(self._project, keys, tuple(entities[number][name] for name in keys))
-            parts += (MULTI, b"*3\r\n$4\r\nHGET\r\n", packed, bulk(view.name.encode()))
+            key, field = _keys(self._project, keys, tuple(entities[number][name] for name in keys))
+            parts += (MULTI, b"*3\r\n$4\r\nHGET\r\n", bulk(rows_key(self._project, keys, view.name)), field)
             parts += (b"*%d\r\n$5\r\nHMGET\r\n" % (len(names) + 3), key, _fields(view.name, tuple(names)), EXEC)
         return b"".join(parts), 4 * len(stale)
 
@@ -166,29 +179,29 @@ class Decoded(NamedTuple):
 
 
 class _Group:
-    """Views with the same join keys: they share their two hashes."""
+    """Views with the same join keys: they share Feast's hash of an entity."""
 
-    def __init__(self, keys: tuple[str, ...], positions: list[int], views: Sequence[ViewRequest]) -> None:
+    def __init__(self, project: str, keys: tuple[str, ...], positions: list[int], views: Sequence[ViewRequest]) -> None:
         self.positions = positions
+        self._project = project
         self._keys = keys
         names = [views[position][0].name for position in positions]
-        head = b"*%d\r\n$5\r\nHMGET\r\n" % (len(names) + 2)
-        self._head = head
-        self._middle = b"".join(bulk(layout.timestamp_field(name)) for name in names) + head
-        self._tail = b"".join(bulk(name.encode()) for name in names)
+        self._head = b"*%d\r\n$5\r\nHMGET\r\n" % (len(names) + 2)
+        self._timestamps = b"".join(bulk(layout.timestamp_field(name)) for name in names)
+        self._rows = [bulk(rows_key(project, keys, name)) for name in names]
 
-    def add_commands(self, parts: list[bytes], project: str, entities: Sequence[Mapping[str, str]]) -> None:
-        """Two commands for each entity."""
-        names, head, middle, tail = self._keys, self._head, self._middle, self._tail
+    def add_commands(self, parts: list[bytes], entities: Sequence[Mapping[str, str]]) -> None:
+        """A command for each entity, then one for each view; none when there is no entity."""
+        project, names, head, timestamps = self._project, self._keys, self._head, self._timestamps
+        fields = []
         for entity in entities:
-            key, packed = _keys(project, names, tuple([entity[name] for name in names]))
-            parts += (head, key, middle, packed, tail)
-
-
-def _regrouped(answers: list[list[bytes | None]], groups: int) -> list[list[bytes | None]]:
-    """The answers of several groups, two for each entity, as one group would give them."""
-    width = len(answers) // groups
-    return [list(chain.from_iterable(answers[start::width])) for start in range(width)]
+            key, field = _keys(project, names, tuple([entity[name] for name in names]))
+            parts += (head, key, timestamps)
+            fields.append(field)
+        if fields:
+            head, joined = b"*%d\r\n$5\r\nHMGET\r\n" % (len(fields) + 2), b"".join(fields)
+            for rows in self._rows:
+                parts += (head, rows, joined)
 
 
 class Requests:
@@ -214,10 +227,15 @@ def publication_key(project: str, view: FeatureView) -> bytes:
     return f"{project}:publication:{view.name}".encode()
 
 
+def stored_version(view: FeatureView) -> str:
+    """What must be the same for rows to be believed: how they lie in Redis, and the view's version."""
+    return f"{LAYOUT_VERSION}.{view.version}"
+
+
 def publication_of(view: FeatureView, held: bytes | None) -> int | None:
-    """The publication that is remembered of this version of a view: `version:id`."""
+    """The publication that is remembered of rows that can be believed: `stored version:id`."""
     version, _, number = (held or b"").partition(b":")
-    return int(number) if version == b"%d" % view.version and number else None
+    return int(number) if version == stored_version(view).encode() and number else None
 
 
 def epoch_key(project: str, stream: str) -> bytes:
@@ -241,9 +259,10 @@ def _command(name: bytes, words: Sequence[bytes]) -> bytes:
 
 @lru_cache(maxsize=16_384)
 def _keys(project: str, names: tuple[str, ...], values: tuple[str, ...]) -> tuple[bytes, bytes]:
-    """Feast's key of an entity and ours, as words of a command."""
-    (key,) = layout.entity_keys(project, {name: [value] for name, value in zip(names, values, strict=True)})
-    return bulk(key), bulk(packed_key(key))
+    """Feast's key of an entity and our field of it, as words of a command."""
+    entity = {name: [value] for name, value in zip(names, values, strict=True)}
+    (key,), (field,) = layout.entity_keys(project, entity), entity_fields(entity)
+    return bulk(key), bulk(field)
 
 
 @lru_cache(maxsize=1024)

@@ -8,25 +8,30 @@ import contextlib
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
+import hiredis
 import polars as pl
 
 from featurestore_dagster.errors import StoreUnavailableError
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.stores.redis import layout, writing
-from featurestore_dagster.stores.redis.packed import packed_key
+from featurestore_dagster.stores.redis.packed import FILLER_BYTES, rows_key
 from featurestore_dagster.stores.redis.reading import (
     OnlineRead,
     Requests,
     ViewRequest,
+    bulk,
     epoch_key,
     publication_key,
     publication_of,
+    stored_version,
     watermark_key,
 )
 from featurestore_dagster.stores.redis.wire import AsyncPool, Connection, Pool, command, translated
@@ -184,36 +189,51 @@ class RedisStore:
             MalformedDataError: A column is missing or has another type, or a key or time is NULL; nothing was written.
             StoreUnavailableError: Also when Redis was flushed, or another writer was at work, during the write: sync again.
         """
-        writing.refuse_malformed(view, rows)
-        future = rows.select(((pl.col("event_timestamp") > now) | (pl.col("created_timestamp") > now)).alias("future"))["future"]
-        visible = rows.filter(~future)
-        token = uuid.uuid4().hex
-        publication, writer = publication_key(self.project, view), self._writer_key(view)
+        return self.write_together([writing.Change(view, rows, publication_id, retracted)], now)[0]
+
+    def write_together(self, changes: Sequence[writing.Change], now: datetime) -> list[writing.OnlineWrite]:
+        """As `write` for several views: entities that Redis does not hold are laid down with the rows of all of them at once.
+
+        Views whose write was disturbed are named by the error; the publications of the others are remembered.
+        """
+        for change in changes:
+            writing.refuse_malformed(change.view, change.rows)
+        is_visible = (pl.col("event_timestamp") <= now) & (pl.col("created_timestamp") <= now)
+        offered = [replace(change, rows=change.rows.filter(is_visible)) for change in changes]
+        together: dict[frozenset[str], list[writing.Change]] = {}
+        for change in offered:
+            together.setdefault(frozenset(change.view.join_keys), []).append(change)
+        batches = 1 + max((change.rows.height for change in offered), default=0) // writing.ROWS_PER_BATCH
+        token, written = uuid.uuid4().hex, Counter[str]()
         with translated(self._settings, WRITE_SECONDS), ExitStack() as closing:
             connections = [
                 closing.enter_context(contextlib.closing(Connection(self._settings, _soon())))
-                for _ in range(min(WRITING_CONNECTIONS, 1 + visible.height // writing.ROWS_PER_BATCH))
+                for _ in range(min(WRITING_CONNECTIONS, batches))
             ]
-            first = connections[0]
-            first.exchange(command("SET", writer, token), 1, _soon())
-            written = self._write_batches(connections, self._upserts(view, visible))
-            gone = [] if retracted is None else list(_stream(first, writing.deletions(self.project, view, retracted), 2))
-            remembered = command("EVAL", writing.REMEMBER_UNLESS_DISTURBED, 2, writer, publication, token, publication_id, view.version)
-            (undisturbed,) = first.exchange(remembered, 1, _soon())
-        if not undisturbed:
+            for change in offered:
+                self._begin(connections[0], change.view, token)
+            for group in together.values():
+                written.update(self._write_batches(connections, [change.view.name for change in group], self._batches(group)))
+            deleted = [self._delete(connections[0], change) for change in offered]
+            disturbed = [change for change in offered if not self._remember(connections[0], change, token)]
+        if disturbed:
             raise StoreUnavailableError(
-                f"Redis at {self._settings.host}:{self._settings.port} was flushed, or another writer wrote {view.name}, during this "
-                f"write; its publication {publication_id} is not remembered: sync the view again"
+                f"Redis at {self._settings.host}:{self._settings.port} was flushed, or another writer wrote, during this write of "
+                + ", ".join(f"{change.view.name} up to publication {change.publication_id}" for change in disturbed)
+                + ", which is not remembered: sync again"
             )
-        newest = cast("datetime | None", visible["event_timestamp"].max())
-        return writing.OnlineWrite(
-            entities_written=written,
-            entities_skipped=visible.height - written,
-            entities_refused_future=rows.height - visible.height,
-            entities_deleted=sum(fields > 0 for fields in gone[::2]),
-            bytes_used=int(self._info("memory", "used_memory")),
-            watermark=newest and newest.astimezone(UTC),
-        )
+        bytes_used = int(self._info("memory", "used_memory"))
+        return [
+            writing.OnlineWrite(
+                entities_written=written[change.view.name],
+                entities_skipped=visible.rows.height - written[change.view.name],
+                entities_refused_future=change.rows.height - visible.rows.height,
+                entities_deleted=gone,
+                bytes_used=bytes_used,
+                watermark=_newest(visible.rows),
+            )
+            for change, visible, gone in zip(changes, offered, deleted, strict=True)
+        ]
 
     def teardown(self, views: Iterable[FeatureView]) -> int:
         """Delete every entity with the views' join keys in this project, and what is remembered of the views; returns the entities."""
@@ -221,7 +241,9 @@ class RedisStore:
         join_keys = {frozenset(view.join_keys) for view in views}
         ours = [key for key in self._scan(b"*" + _glob(self.project)) if self._owns(key, join_keys)]
         streams = {stream.name for view in views for stream in view.streams}
-        gone = [*ours, *map(packed_key, ours), *(epoch_key(self.project, stream) for stream in streams)]
+        gone = [*ours, *(epoch_key(self.project, stream) for stream in streams)]
+        for keys in join_keys:
+            gone += self._scan(_glob(rows_key(self.project, keys, "").decode()) + b"*")
         for view in views:
             gone += [publication_key(self.project, view), self._writer_key(view)]
             gone += [watermark_key(self.project, view, stream.name) for stream in view.streams]
@@ -248,39 +270,78 @@ class RedisStore:
     def _writer_key(self, view: FeatureView) -> bytes:
         return f"{self.project}:writer:{view.name}".encode()
 
-    def _upserts(self, view: FeatureView, rows: pl.DataFrame) -> Iterator[writing.Batch]:
-        return writing.upserts(self.project, view, writing.newest_of_each(view, rows))
+    def _batches(self, changes: Sequence[writing.Change]) -> Iterator[writing.Batch]:
+        return writing.batches(self.project, changes)
 
-    def _write_batches(self, connections: Sequence[Connection], batches: Iterator[writing.Batch]) -> int:
-        """How many rows replaced what Redis held. The server works on one connection's batch while another's is being decided."""
-        written = 0
+    def _write_batches(self, connections: Sequence[Connection], names: Sequence[str], batches: Iterator[writing.Batch]) -> Counter[str]:
+        """How many entities have the offered row of each view. The server works on one connection's batch while another is decided."""
+        counts = Counter[str]()
         group = list(islice(batches, len(connections)))
+        restores = len(group) > 1 and self._restores(connections[0])
+        is_empty = False  # as the last batch was: then the next will be too
         while group:
             pairs = list(zip(connections, group, strict=False))
             for connection, batch in pairs:
-                connection.send(batch.probe, _soon())
+                connection.send(batch.watch if is_empty else batch.probe, _soon())
             sent = []
             for connection, batch in pairs:
-                newer = batch.newer(connection.receive(_soon(), batch.probed))
-                transaction, count = batch.transaction(newer)
+                answers = connection.receive(_soon(), batch.WATCHED if is_empty else batch.probed)
+                if is_empty and answers[-1]:
+                    answers = connection.exchange(batch.probe, batch.probed, _soon())
+                transaction, count, written = batch.transaction(answers, restores=restores)
                 connection.send(transaction, _soon())
-                sent.append((connection, batch, len(newer), count))
+                sent.append((connection, batch, written, count))
+            is_empty = not answers[1]
             group = list(islice(batches, len(connections)))  # laid out while the server works
-            for connection, batch, rows, count in sent:
+            for connection, batch, written, count in sent:
                 done = connection.receive(_soon(), count)[-1] is not None
-                written += rows if done else self._write_again(connection, batch)
-        return written
+                counts.update(dict(zip(names, written if done else self._write_again(connection, batch), strict=True)))
+        return counts
 
-    def _write_again(self, connection: Connection, batch: writing.Batch) -> int:
+    def _write_again(self, connection: Connection, batch: writing.Batch) -> list[int]:
         """As `_write_batches` for one batch whose entities another writer changed in between."""
         for _ in range(ATTEMPTS):
-            newer = batch.newer(connection.exchange(batch.probe, batch.probed, _soon()))
-            if connection.exchange(*batch.transaction(newer), _soon())[-1] is not None:
-                return len(newer)
+            answers = connection.exchange(batch.probe, batch.probed, _soon())
+            transaction, count, written = batch.transaction(answers, restores=False)
+            if connection.exchange(transaction, count, _soon())[-1] is not None:
+                return written
         raise StoreUnavailableError(
             f"other writers changed the same entities of Redis at {self._settings.host}:{self._settings.port} {ATTEMPTS} times in a row; "
             "sync the view again"
         )
+
+    def _restores(self, connection: Connection) -> bool:
+        """Whether the server takes our dumps: another program may not, and a user may be forbidden to."""
+        from featurestore_dagster.stores.redis import dumps  # NumPy: only writers need it
+
+        key = f"{self.project}:trial:{uuid.uuid4().hex}"
+        payload, expected = dumps.trial()
+        sent = writing.restore(bulk(key.encode()), payload), command("HGETALL", key), command("DEL", key)
+        try:
+            return bool(connection.exchange(b"".join(sent), 3, _soon())[1] == expected)
+        except hiredis.ReplyError:
+            return False
+
+    def _begin(self, connection: Connection, view: FeatureView, token: str) -> None:
+        """Leave a token that goes with a flush or when another writer begins."""
+        filler = command("HSET", rows_key(self.project, view.join_keys, view.name), b"", bytes(FILLER_BYTES))
+        connection.exchange(command("SET", self._writer_key(view), token) + filler, 2, _soon())
+
+    def _delete(self, connection: Connection, change: writing.Change) -> int:
+        """How many of the retracted entities had a row of the view."""
+        deleted = 0
+        if change.retracted is not None:
+            for commands, entities in writing.deletions(self.project, change.view, change.retracted):
+                answers = connection.exchange(b"".join(commands), len(commands), _soon())
+                deleted += sum(fields > 0 for fields in answers[:entities])
+        return deleted
+
+    def _remember(self, connection: Connection, change: writing.Change, token: str) -> bool:
+        """Remember the publication, unless the token is gone."""
+        keys = self._writer_key(change.view), publication_key(self.project, change.view)
+        arguments = token, change.publication_id, stored_version(change.view)
+        (undisturbed,) = connection.exchange(command("EVAL", writing.REMEMBER_UNLESS_DISTURBED, 2, *keys, *arguments), 1, _soon())
+        return bool(undisturbed)
 
     def _info(self, section: str, name: str) -> str:
         found = re.search(rf"^{name}:(.*?)\r?$", self._call(command("INFO", section)).decode(), re.MULTILINE)
@@ -291,25 +352,13 @@ class RedisStore:
             return self._pool.exchange(sent, 1, deadline_seconds)[0]
 
 
-def _stream(connection: Connection, batches: Iterable[list[bytes]], answers_each: int = 1) -> Iterator[int]:
-    """Integer answers of commands sent batch by batch; the server works on one while the next is encoded."""
-    awaited = 0
-    for batch in batches:
-        connection.send(b"".join(batch), _soon())
-        sent = len(batch) * answers_each
-        awaited += sent
-        while awaited > sent:
-            found = connection.receive(_soon())
-            awaited -= len(found)
-            yield from found
-    while awaited:
-        found = connection.receive(_soon())
-        awaited -= len(found)
-        yield from found
-
-
 def _soon() -> float:
     return time.monotonic() + WRITE_SECONDS
+
+
+def _newest(rows: pl.DataFrame) -> datetime | None:
+    newest = cast("datetime | None", rows["event_timestamp"].max())
+    return newest and newest.astimezone(UTC)
 
 
 def _glob(text: str) -> bytes:

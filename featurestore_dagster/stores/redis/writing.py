@@ -1,6 +1,6 @@
-"""Rows of a view as commands that write them, and what decides which row stays. Sans-io.
+"""Rows of views as commands that write them, and what decides which row stays. Sans-io.
 
-Our own rows come in thousands: what Redis holds is read for a batch of them, and the newer ones are written in a transaction that fails
+Our own rows come in thousands: what Redis holds is read for a batch of entities, and the newer rows are written in a transaction that fails
 when any of these entities was written meanwhile: a script for each row would cost the server several times as much.
 """
 
@@ -8,6 +8,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -15,11 +18,18 @@ from featurestore_dagster.errors import MalformedDataError
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.projections.postgres_table import feature_schema
 from featurestore_dagster.stores.redis import layout
-from featurestore_dagster.stores.redis.packed import PackedView, packed_key, times_of
+from featurestore_dagster.stores.redis.packed import PackedView, entity_fields, rows_key, times_of
 from featurestore_dagster.stores.redis.reading import EXEC, MULTI, bulk
 
+if TYPE_CHECKING:
+    from featurestore_dagster.stores.redis import dumps
+
+UNWATCH = b"*1\r\n$7\r\nUNWATCH\r\n"
+HSET = b"*%d\r\n$4\r\nHSET\r\n"
+HMGET = b"*%d\r\n$5\r\nHMGET\r\n"
+
 ROWS_PER_BATCH = 100
-"""In one transaction, for whose one or two milliseconds nobody else is served."""
+"""In one transaction, for whose milliseconds nobody else is served."""
 
 ROWS_PER_ENCODING = 10_000
 """Laid out at once: a call of Polars or NumPy costs as much as some hundred rows."""
@@ -31,7 +41,7 @@ local held = string.match(redis.call('GET', KEYS[2]) or '', '^' .. ARGV[3] .. ':
 if undisturbed or held and tonumber(held) > tonumber(ARGV[2]) then redis.call('SET', KEYS[2], ARGV[3] .. ':' .. ARGV[2]) end
 return undisturbed and 1 or 0
 """
-"""Arguments: our token, the publication id, the view's version. The token is gone when Redis was flushed during the write, and another's
+"""Arguments: our token, the publication id, the stored version. The token is gone when Redis was flushed during the write, and another's
 when a second writer began: then the id never advances, so that the next sync repeats what one of the two may have undone."""
 
 
@@ -44,11 +54,25 @@ return 1
 
 
 @dataclass(frozen=True)
+class Change:
+    """What is to be applied of one view, in the form that `RedisStore.write` asks for.
+
+    With `replaces`, whatever Redis holds of these entities gives way: it may be another version's or another database's.
+    """
+
+    view: FeatureView
+    rows: pl.DataFrame
+    publication_id: int
+    retracted: pl.DataFrame | None = None
+    replaces: bool = False
+
+
+@dataclass(frozen=True)
 class OnlineWrite:
     """What one sync of a view did.
 
-    Skipped entities held a newer version already; refused ones were dated after now. `bytes_used` is the memory of the whole server,
-    `watermark` the newest event time among the rows that were offered and not refused.
+    Written are also entities whose row Redis held already, bit by bit. Skipped entities held a newer version; refused ones were dated after
+    now. `bytes_used` is the memory of the whole server, `watermark` the newest event time among the rows that were offered and not refused.
     """
 
     entities_written: int
@@ -59,28 +83,166 @@ class OnlineWrite:
     watermark: datetime | None
 
 
-@dataclass(frozen=True)
 class Batch:
-    """Rows of different entities. `probe` asks what Redis holds, and has `probed` answers; `rows` are the commands that write each row."""
+    """Entities with a row or none of each view.
 
-    probe: bytes
-    probed: int
-    rows: Sequence[bytes]
-    versions: Sequence[tuple[int, int]]
+    `watch` asks how many of them are there, the last of its `WATCHED` answers. `probe` asks also what Redis holds, and has `probed`.
+    """
 
-    def newer(self, answers: Sequence[bytes | None]) -> list[bytes]:
-        """The commands of rows that replace what Redis holds: it has none, or none that is strictly newer by (event time, known-at).
+    WATCHED = 2
 
-        Feast's field gives the event time, because a stock Feast client may have written after us; the known-at is unknown then, and any
-        of ours wins.
+    def __init__(self, part: "_Part", of: slice) -> None:
+        self._part = part
+        self._of = of
+        keys = part.keys[of]
+        count, head = b"*%d\r\n" % (len(keys) + 1), HMGET % (len(part.views) + 2)
+        joined = b"".join(keys)
+        self.watch = b"".join((count, b"$5\r\nWATCH\r\n", joined, count, b"$6\r\nEXISTS\r\n", joined))
+        words = [self.watch]
+        for key in keys:
+            words += (head, key, part.timestamp_names)
+        head, fields = HMGET % (len(keys) + 2), b"".join(part.fields[of])
+        for rows in part.views:
+            words += (head, rows.key, fields)
+        self.probe = b"".join(words)
+        self.probed = self.WATCHED + len(keys) + len(part.views)
+
+    def transaction(self, answers: Sequence[Any], *, restores: bool) -> tuple[bytes, int, list[int]]:
+        """What is sent, the number of its answers, and for each view how many entities have the offered row afterwards.
+
+        It does nothing, and its last answer is None, if one of the entities was written since they were watched. Where none of them is
+        there, which `watch` is enough to know, they are laid down whole if the server `restores`.
         """
-        pairs = zip(self.rows, self.versions, answers[1::2], answers[2::2], strict=True)
-        return [row for row, version, timestamp, packed in pairs if timestamp is None or version >= held_version(timestamp, packed)]
+        part, of = self._part, self._of
+        _, existing, *held = answers
+        if existing:
+            entities = len(held) - len(part.views)
+            columns = zip(part.views, zip(*held[:entities], strict=True), held[entities:], strict=True)
+            found = [rows.newer(of, timestamps, packed) for rows, timestamps, packed in columns]
+        else:
+            found = [(rows.offered(of), 0) for rows in part.views]
+        newer = [chosen for chosen, _ in found]
+        written = [len(chosen) + unchanged for chosen, unchanged in found]
+        if not any(newer):
+            return UNWATCH, 1, written
+        commands = [rows.update(part.fields, chosen) for rows, chosen in zip(part.views, newer, strict=True) if chosen]
+        commands += part.creations(newer) if restores and not existing else part.updates(newer)
+        return b"".join((MULTI, *commands, EXEC)), len(commands) + 2, written
 
-    @staticmethod
-    def transaction(rows: Sequence[bytes]) -> tuple[bytes, int]:
-        """Write these rows if no entity of the batch was written since the probe; its last answer is None if one was."""
-        return b"".join((MULTI, *rows, EXEC)), 2 * len(rows) + 2
+
+class _Part:
+    """Entities, and a row or none of each view; laid out at once, and not before it is needed."""
+
+    def __init__(self, project: str, changes: Sequence[Change], frames: Sequence[pl.DataFrame]) -> None:
+        keys = {name: frames[0][name].to_list() for name in changes[0].view.join_keys}
+        self.keys = list(map(bulk, layout.entity_keys(project, keys)))
+        self.fields = list(map(bulk, entity_fields(keys)))
+        self.views = [_Rows(project, change, frame) for change, frame in zip(changes, frames, strict=True)]
+        self.timestamp_names = b"".join(rows.timestamp_name for rows in self.views)
+
+    def updates(self, newer: Sequence[Sequence[int]]) -> list[bytes]:
+        """A command for each entity, which leaves its other views as they are."""
+        words: dict[int, list[bytes]] = {}
+        counts: dict[int, int] = {}
+        for rows, chosen in zip(self.views, newer, strict=True):
+            for number in chosen:
+                words.setdefault(number, [self.keys[number]]).append(rows.words[number])
+                counts[number] = counts.get(number, 2) + 2 * len(rows.view.features) + 2
+        return [HSET % count + b"".join(words[number]) for number, count in counts.items()]
+
+    def creations(self, newer: Sequence[Sequence[int]]) -> list[bytes]:
+        """As `updates`, for entities that are not there."""
+        payloads = self._payloads
+        commands = self.updates([[number for number in chosen if payloads[number] is None] for chosen in newer])
+        for number in set().union(*newer):
+            if payload := payloads[number]:
+                commands.append(restore(self.keys[number], payload))
+        return commands
+
+    @cached_property
+    def _payloads(self) -> list[bytes | None]:
+        from featurestore_dagster.stores.redis import dumps  # NumPy: only writers need it
+
+        times, *features = zip_longest(*(rows.columns() for rows in self.views))  # times first: a read looks for them
+        return dumps.dumped([column for columns in (times, *features) for column in columns if column])
+
+
+class _Rows:
+    """Rows of one view, by the entity's number; where an entity has none, its time is None and the rest is of no meaning."""
+
+    def __init__(self, project: str, change: Change, frame: pl.DataFrame) -> None:
+        packing = PackedView(change.view)
+        self.view = change.view
+        self.key = bulk(rows_key(project, self.view.join_keys, self.view.name))
+        self.timestamp_name = bulk(layout.timestamp_field(self.view.name))
+        self._replaces = change.replaces
+        self._frame = frame
+        self._codes = packing.codes
+        events, known = (frame[name].to_physical().to_list() for name in ("event_timestamp", "created_timestamp"))
+        self.versions = list(zip(events, known, strict=True))
+        self.timestamps = [None if event is None else layout.encode_timestamp(event) for event in events]
+        is_there = frame["event_timestamp"].is_not_null()
+        packed = iter(packing.pack(frame.filter(is_there)))
+        self.packed = [next(packed) if there else b"" for there in is_there]
+
+    def offered(self, of: slice) -> list[int]:
+        """Numbers of the rows."""
+        return [number for number, timestamp in enumerate(self.timestamps[of], of.start) if timestamp is not None]
+
+    def newer(self, of: slice, timestamps: Sequence[bytes | None], packed: list[bytes | None]) -> tuple[list[int], int]:
+        """Numbers of the rows that replace what Redis holds, and how many it holds already, bit by bit.
+
+        A row gives way to one that is strictly newer by (event time, known-at). Feast's field gives the event time, because a stock Feast
+        client may have written after us; the known-at is unknown then, and any of ours wins.
+        """
+        own_times, own = self.timestamps[of], self.packed[of]
+        if packed == own and list(timestamps) == own_times and not self._replaces:
+            return [], len(own)
+        chosen, unchanged = [], 0
+        rows = zip(own_times, own, self.versions[of], timestamps, packed, strict=True)
+        for number, (own_time, row, version, timestamp, held) in enumerate(rows, of.start):
+            if own_time is None:
+                continue
+            if timestamp is None or self._replaces:
+                chosen.append(number)
+            elif timestamp == own_time and held == row:
+                unchanged += 1
+            elif version >= held_version(timestamp, held):
+                chosen.append(number)
+        return chosen, unchanged
+
+    def update(self, fields: Sequence[bytes], chosen: Sequence[int]) -> bytes:
+        """The command that writes packed rows."""
+        begin, end = b"$%d\r\n" % len(self.packed[chosen[0]]), b"\r\n"
+        words = [word for number in chosen for word in (fields[number], begin, self.packed[number], end)]
+        return HSET % (2 * len(chosen) + 2) + self.key + b"".join(words)
+
+    @cached_property
+    def words(self) -> list[bytes]:
+        """Names and values as words of a command."""
+        doubles = [name for name in self.view.feature_names if name not in self._codes]
+        columns = [
+            [self.timestamp_name + bulk(timestamp or b"") for timestamp in self.timestamps],
+            _double_fields(self.view.name, self._frame.select(doubles)),
+        ]
+        for feature in self._codes:
+            name = bulk(layout.feature_field(self.view.name, feature))
+            columns.append([name + bulk(value) for value in layout.encode_values(self._frame[feature])])
+        return list(map(b"".join, zip(*columns, strict=True)))
+
+    def columns(self) -> "Iterator[dumps.Column]":
+        """The time and the features, to be dumped."""
+        from featurestore_dagster.stores.redis import dumps  # NumPy: only writers need it
+
+        yield dumps.texts(layout.timestamp_field(self.view.name), self.timestamps)
+        is_there = [timestamp is not None for timestamp in self.timestamps]
+        for feature in self.view.feature_names:
+            name, values = layout.feature_field(self.view.name, feature), self._frame[feature]
+            if feature in self._codes:
+                encoded = zip(layout.encode_values(values), is_there, strict=True)
+                yield dumps.texts(name, [text if there else None for text, there in encoded])
+            else:
+                yield dumps.doubles(name, values, is_there)
 
 
 def held_version(timestamp: bytes, packed: bytes | None) -> tuple[int, float]:
@@ -100,33 +262,18 @@ def newest_of_each(view: FeatureView, rows: pl.DataFrame) -> pl.DataFrame:
     return rows.sort("event_timestamp", "created_timestamp").unique(view.join_keys, keep="last", maintain_order=True)
 
 
-def upserts(project: str, view: FeatureView, rows: pl.DataFrame) -> Iterator[Batch]:
-    """Batches of rows of different entities."""
-    packing = PackedView(view)
-    put = b"*4\r\n$4\r\nHSET\r\n"
-    fields = b"*%d\r\n$4\r\nHSET\r\n" % (2 * len(view.features) + 4)
-    get, watch = b"*3\r\n$4\r\nHGET\r\n", b"$5\r\nWATCH\r\n"
-    packed_name, timestamp_name = bulk(packing.field), bulk(layout.timestamp_field(view.name))
-    doubles = [name for name in view.feature_names if name not in packing.codes]
-    for part in rows.iter_slices(ROWS_PER_ENCODING):
-        keys = [(bulk(key), bulk(packed_key(key))) for key in _keys(project, view, part)]
-        events, known = (part[name].to_physical().to_list() for name in ("event_timestamp", "created_timestamp"))
-        columns = [
-            [put + packed + packed_name for _, packed in keys],
-            [bulk(text) + fields for text in packing.pack(part)],
-            [key + timestamp_name + bulk(layout.encode_timestamp(event)) for (key, _), event in zip(keys, events, strict=True)],
-            _double_fields(view.name, part.select(doubles)),
-        ]
-        for feature in packing.codes:
-            name = bulk(layout.feature_field(view.name, feature))
-            columns.append([name + bulk(value) for value in layout.encode_values(part[feature])])
-        commands = list(map(b"".join, zip(*columns, strict=True)))
-        versions = list(zip(events, known, strict=True))
-        for start in range(0, len(commands), ROWS_PER_BATCH):
-            of = slice(start, start + ROWS_PER_BATCH)
-            probes = [part for key, packed in keys[of] for part in (get, key, timestamp_name, get, packed, packed_name)]
-            watched = b"*%d\r\n" % (len(keys[of]) + 1) + watch + b"".join(key for key, _ in keys[of])
-            yield Batch(watched + b"".join(probes), 2 * len(keys[of]) + 1, commands[of], versions[of])
+def batches(project: str, changes: Sequence[Change]) -> Iterator[Batch]:
+    """Batches of different entities; the views have the same join keys."""
+    keys = changes[0].view.join_keys
+    frames = [newest_of_each(change.view, change.rows) for change in changes]
+    if len(frames) > 1:
+        entities = pl.concat([frame.select(keys) for frame in frames]).unique(maintain_order=True)
+        frames = [entities.join(frame, on=keys, how="left", maintain_order="left") for frame in frames]
+    for start in range(0, frames[0].height, ROWS_PER_ENCODING):
+        part = _Part(project, changes, [frame.slice(start, ROWS_PER_ENCODING) for frame in frames])
+        step = max(1, ROWS_PER_BATCH // len(changes))
+        for first in range(0, len(part.keys), step):
+            yield Batch(part, slice(first, first + step))
 
 
 def _double_fields(view: str, values: pl.DataFrame) -> list[bytes]:
@@ -158,13 +305,21 @@ def _double_fields(view: str, values: pl.DataFrame) -> list[bytes]:
     return rows
 
 
-def deletions(project: str, view: FeatureView, retracted: pl.DataFrame) -> Iterator[list[bytes]]:
-    """Batches of pairs of commands, each of which deletes the view's row of one entity; the first of each answers how many fields went."""
+def restore(key: bytes, payload: bytes) -> bytes:
+    """The command that lays a hash down, of its words; refused when the key is there."""
+    return b"*4\r\n$7\r\nRESTORE\r\n%b$1\r\n0\r\n%b" % (key, payload)
+
+
+def deletions(project: str, view: FeatureView, retracted: pl.DataFrame) -> Iterator[tuple[list[bytes], int]]:
+    """Batches of commands that delete the view's rows, and how many entities each has: their answers, how many fields went, come first."""
     names = [layout.timestamp_field(view.name), *(layout.feature_field(view.name, feature) for feature in view.feature_names)]
-    head, tail = b"*%d\r\n$4\r\nHDEL\r\n" % (len(names) + 2), b"".join(map(bulk, names)) + b"*3\r\n$4\r\nHDEL\r\n"
-    field = bulk(view.name.encode())
+    head, tail = b"*%d\r\n$4\r\nHDEL\r\n" % (len(names) + 2), b"".join(map(bulk, names))
+    rows = bulk(rows_key(project, view.join_keys, view.name))
     for batch in retracted.iter_slices(ROWS_PER_BATCH):
-        yield [head + bulk(key) + tail + bulk(packed_key(key)) + field for key in _keys(project, view, batch)]
+        keys = {name: batch[name].to_list() for name in view.join_keys}
+        commands = [head + bulk(key) + tail for key in layout.entity_keys(project, keys)]
+        fields = entity_fields(keys)
+        yield [*commands, b"*%d\r\n$4\r\nHDEL\r\n" % (len(fields) + 2) + rows + b"".join(map(bulk, fields))], len(fields)
 
 
 def refuse_malformed(view: FeatureView, rows: pl.DataFrame) -> None:
@@ -179,7 +334,3 @@ def refuse_malformed(view: FeatureView, rows: pl.DataFrame) -> None:
         wrong = [f"{name}: {count} NULLs" for name in required if (count := rows[name].null_count())]
     if wrong:
         raise MalformedDataError(f"rows of view {view.name} for Redis: {'; '.join(wrong)}")
-
-
-def _keys(project: str, view: FeatureView, rows: pl.DataFrame) -> list[bytes]:
-    return layout.entity_keys(project, {key: rows[key].to_list() for key in view.join_keys})

@@ -70,7 +70,7 @@ def test_our_bytes_are_those_of_feasts_own_functions(stock: Mapping[str, Any]) -
     assert {part: [text.hex() for text in texts] for part, texts in ours.items()} == stock["layout"]
 
 
-def test_the_command_and_the_sdk_work_on_our_stores(published: Settings, stock_repository: Path) -> None:
+def test_t15_t16_the_command_and_the_sdk_work_on_our_stores(published: Settings, stock_repository: Path) -> None:
     environment = published.child_environment()
     feast_program = str(Path(sys.executable).with_name("feast"))
     offline_unreachable = environment | {"POSTGRES_PORT": "1"}  # nothing has to be inferred from the tables

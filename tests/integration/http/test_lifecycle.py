@@ -16,7 +16,7 @@ import httpx
 import polars as pl
 import psutil
 
-from featurestore_dagster.serving.http.history import ARROW
+from featurestore_dagster.serving.http.uploads import ARROW
 from tests.integration.http.conftest import COMMAND, PATIENCE_SECONDS, HttpServer, alive, environment, serving, wait_until
 from tests.integration.serving.conftest import REFERENCES, Served
 

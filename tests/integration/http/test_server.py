@@ -20,7 +20,7 @@ import pytest
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.serving.answer import Status
-from featurestore_dagster.serving.http.history import ARROW, PARQUET
+from featurestore_dagster.serving.http.uploads import ARROW, PARQUET
 from tests.integration.http.conftest import COMMAND, HttpServer, environment, serving, wait_until
 from tests.integration.serving.conftest import NOW, REFERENCES, Served
 

@@ -12,9 +12,9 @@ from pydantic import SecretStr
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.features.equity_views import DAILY_OHLCV_STATS
 from featurestore_dagster.features.raw_tables import US_EQUITY_CANDLES_1D, US_EQUITY_CORPORATE_ACTIONS
-from featurestore_dagster.orchestration.alerting import EXTRA_RUNS, build_alert_sensor
+from featurestore_dagster.orchestration.alerting import CATCH_UP_ENDS, EXTRA_RUNS, build_alert_sensor, job_histories
 from featurestore_dagster.orchestration.platform import Platform
-from featurestore_dagster.orchestration.propagation import RESTATEMENT_TAG
+from featurestore_dagster.orchestration.propagation import CATCH_UP_TAG, RESTATEMENT_TAG
 from featurestore_dagster.projections.relation import dataset_relation
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.postgres import AlertStore
@@ -141,6 +141,31 @@ def test_failed_runs_in_a_row_are_one_alert_that_a_success_ends(watch: Watch) ->
     assert watch.tick("2018-12-31T23:30:00Z") == ["[RESOLVED] xnys_path fails"]
     watch.run("xnys_path", fails=True, **{RESTATEMENT_TAG: "7"})
     assert watch.tick("2018-12-31T23:30:00Z") == [], "a restatement has an alert of its own"
+
+
+def test_missed_sessions_that_cannot_be_run_are_told_apart_from_live_runs(watch: Watch) -> None:
+    watch.publish("2018-12-28T22:00:00Z", FRIDAY)
+    ticks = (f"2018-12-31T15:0{minute}:00Z" for minute in range(1, 9))
+    watch.run("xnys_path", fails=True, **{CATCH_UP_TAG: "xnys_path"})
+    assert watch.tick(next(ticks)) == ["[OPENED] xnys_path catching up fails"]
+    assert "a run of xnys_path catching up failed" in watch.hook.taken[-1]["message"]
+    watch.run("xnys_path", fails=False)
+    watch.run("xnys_path", fails=True, **{CATCH_UP_TAG: "xnys_path"})
+    assert watch.tick(next(ticks)) == [], "a live run mends no missed session"
+    watch.run("xnys_path", fails=False, **{CATCH_UP_TAG: "xnys_path"})
+    assert watch.tick(next(ticks)) == ["[RESOLVED] xnys_path catching up fails"]
+
+
+def test_missed_sessions_that_nobody_asks_for_any_more_are_no_alert(watch: Watch) -> None:
+    watch.run("xnys_path", fails=True, **{CATCH_UP_TAG: "xnys_path"})
+    ledger = watch.platform("2018-12-31T15:00:00Z").ledger
+    now = datetime.now(UTC)
+
+    def failing(at: datetime) -> set[str]:
+        return {name for name, history in job_histories(watch.instance, ledger, ["xnys_path"], at).items() if history.failing_since}
+
+    assert failing(now) == {"xnys_path catching up"}
+    assert failing(now + CATCH_UP_ENDS + timedelta(minutes=1)) == set()
 
 
 def test_a_restatement_that_failed_or_waits_is_told_until_it_is_done(watch: Watch) -> None:

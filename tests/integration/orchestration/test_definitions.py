@@ -3,12 +3,16 @@
 import difflib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from featurestore_dagster.errors import UnknownNameError
 from featurestore_dagster.features import CATALOGUE
+from featurestore_dagster.features.equity_views import DAILY_OHLCV_STATS
+from featurestore_dagster.features.raw_tables import US_EQUITY_CANDLES_1D
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.orchestration import asset_keys
 from featurestore_dagster.orchestration.assets.views import freshness_policy
@@ -47,6 +51,16 @@ def test_the_graph_is_the_committed_one(definitions: dg.Definitions, tmp_path: P
     assert not difference, f"the graph changed:\n{difference}\nIf this is meant, commit it:\n  cp '{actual}' '{SNAPSHOT}'"
 
 
+def test_a_calendar_that_does_not_exist_is_refused_at_loading_with_the_names_that_do(tmp_path: Path) -> None:
+    from featurestore_dagster.definitions import build_definitions
+
+    bars = replace(US_EQUITY_CANDLES_1D, calendar="XNYSE")
+    view = replace(DAILY_OHLCV_STATS, streams=(replace(DAILY_OHLCV_STATS.streams[0], calendar="XNYSE", inputs=(bars,)),))
+    catalogue = replace(CATALOGUE, datasets=(bars,), sources=(), views=(view,), services=())
+    with pytest.raises(UnknownNameError, match=r"XNYSE.*XNYS"):
+        build_definitions(Settings(data_folder=tmp_path, clock=REPLAY), catalogue)
+
+
 def test_every_asset_says_what_it_is(specs: dict[dg.AssetKey, dg.AssetSpec]) -> None:
     silent = {
         f"{key.to_user_string()}: {what}"
@@ -73,15 +87,36 @@ def test_every_column_has_a_type_and_a_description(specs: dict[dg.AssetKey, dg.A
 
 
 @pytest.mark.parametrize(("view", "stream"), [pytest.param(v, s, id=f"{v.name}-{s.name}") for v, s in VIEW_STREAMS])
-def test_a_view_is_blocked_by_its_audit_and_watched_by_its_slo(definitions: dg.Definitions, view: FeatureView, stream: Stream) -> None:
+def test_d9_d12_a_view_is_blocked_by_its_audit_and_watched_by_its_slo(
+    definitions: dg.Definitions, view: FeatureView, stream: Stream
+) -> None:
     key = asset_keys.stream(view, stream)
     graph = definitions.resolve_asset_graph()
     audit, data_freshness = (graph.get_check_spec(dg.AssetCheckKey(key, name)) for name in (asset_keys.AUDIT, asset_keys.DATA_FRESHNESS))
     assert audit.blocking
     assert audit.partitions_def == graph.get(key).partitions_def != None  # noqa: E711 - the chain compares all three
-    # A stale market must stop nothing, and a runless partitioned evaluation could be recorded only once (traps D9, D12).
+    # A stale market must stop nothing, and a runless partitioned evaluation could be recorded only once.
     assert (data_freshness.blocking, data_freshness.partitions_def) == (False, None)
     assert graph.get(key).freshness_policy == freshness_policy(view, stream)
+
+
+def test_d4_nothing_is_left_to_declarative_automation(definitions: dg.Definitions, specs: dict[dg.AssetKey, dg.AssetSpec]) -> None:
+    graph = definitions.resolve_asset_graph()
+    assert [key for key, spec in specs.items() if spec.automation_condition is not None] == []
+    assert [check for check in graph.asset_check_keys if graph.get_check_spec(check).automation_condition is not None] == []
+
+
+def test_d6_a_partition_is_a_session_and_never_a_symbol(specs: dict[dg.AssetKey, dg.AssetSpec]) -> None:
+    for key, spec in specs.items():
+        if spec.partitions_def is not None:
+            assert isinstance(spec.partitions_def, dg.TimeWindowPartitionsDefinition), key
+            assert spec.partitions_def.get_num_partitions() < 20_000, key
+
+
+def test_d17_dbt_makes_no_view(specs: dict[dg.AssetKey, dg.AssetSpec]) -> None:
+    built = {key for key, spec in specs.items() if "dbt" in spec.kinds}
+    assert {key.path[0] for key in built} == {"staging", "marts"}
+    assert not built & {asset_keys.stream(view, stream) for view, stream in VIEW_STREAMS}
 
 
 def test_the_lineage_of_every_feature_ends_in_raw_columns(specs: dict[dg.AssetKey, dg.AssetSpec]) -> None:

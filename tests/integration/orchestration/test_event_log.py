@@ -100,7 +100,7 @@ def check_planned(run_id: str) -> EventLogEntry:
     )
 
 
-def test_a_batch_leaves_what_single_events_leave(server: Server) -> None:
+def test_d10_a_batch_leaves_what_single_events_leave(server: Server) -> None:
     for one in [*planned("stock"), *materialised("stock"), check_planned("stock")]:
         server.stock.store_event(one)
     stock_asset = server.stock.get_asset_records([KEY])[0].asset_entry

@@ -146,7 +146,7 @@ def test_a_range_across_a_holiday_has_no_partition_for_it(deployment: Deployment
 
 
 @pytest.mark.parametrize("key", [HOLIDAY, "2018-12-08", "2018-13-45", "", "yesterday", "'; DROP TABLE raw.candles; --", "1890-01-02"])
-def test_a_key_that_is_no_session_is_refused_before_anything_is_done(deployment: Deployment, key: str) -> None:
+def test_d14_a_key_that_is_no_session_is_refused_before_anything_is_done(deployment: Deployment, key: str) -> None:
     deployment.deliver(session_bars([MONDAY]))
     with pytest.raises(UnknownPartitionError, match="no session of calendar XNYS") as raised:
         deployment.ingest(MONDAY, key)
@@ -178,7 +178,7 @@ def test_a_mostly_quarantined_partition_is_blocked_with_every_bad_row_kept(deplo
     assert deployment.bars().is_empty()
 
 
-def test_the_last_good_rows_stay_readable_after_a_blocked_partition(deployment: Deployment) -> None:
+def test_d3_the_last_good_rows_stay_readable_after_a_blocked_partition(deployment: Deployment) -> None:
     deployment.deliver(session_bars([MONDAY]))
     deployment.ingest(MONDAY)
     deployment.materialise(DAILY_OHLCV_STATS, MONDAY)

@@ -23,7 +23,8 @@ from featurestore_dagster.features.raw_tables import US_EQUITY_CANDLES_1D, US_EQ
 from featurestore_dagster.features.sources import SAMPLES
 from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.model.time import FrozenClock
-from featurestore_dagster.projections.relation import stream_relation
+from featurestore_dagster.pipeline import publication
+from featurestore_dagster.projections.relation import dataset_relation, stream_relation
 from featurestore_dagster.sources import samples
 from featurestore_dagster.stores.postgres.connection import connect
 from featurestore_dagster.stores.postgres.publishing import LEDGER_LOCK
@@ -72,6 +73,78 @@ def test_one_by_one_in_random_order_equals_a_range(real: Deployment) -> None:
         hashes, rows = whole[view.name]
         assert real.hashes(view) == hashes
         assert real.features(view).equals(rows)  # bit by bit
+
+
+def test_symbols_in_groups_equal_all_symbols_at_once(real: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values, hashes, ledger and quality log; also when nothing is new, and when a part of it is."""
+    log = (
+        "select partition_key, outcome, flags from ops.quality_log join (select max(quality_log_id) as quality_log_id from ops.quality_log"
+        " group by relation, partition_key) newest using (quality_log_id) where starts_with(relation, 'features.') order by 1"
+    )
+    ledger = (
+        "select partition_key, rows_published, rows_total, content_hash, min_event_timestamp, max_event_timestamp, changed, inputs"
+        " from ops.publications where starts_with(relation, 'features.') order by partition_key, publication_id"
+    )
+    real.materialise(MOMENTUM_FEATURES, *COMPUTED)
+    whole = (
+        real.features(MOMENTUM_FEATURES),
+        real.query(ledger),
+        real.query(log),
+        real.query("select * from ops.watermarks order by entity"),
+    )
+    _forget(real)
+    with connect(real.settings.postgres) as connection:
+        connection.execute("delete from ops.watermarks")
+    monkeypatch.setattr(publication, "ROWS_COMPUTED", 2 * len(COMPUTED))
+    real.materialise(MOMENTUM_FEATURES, *COMPUTED)
+    in_groups = (
+        real.features(MOMENTUM_FEATURES),
+        real.query(ledger),
+        real.query(log),
+        real.query("select * from ops.watermarks order by entity"),
+    )
+    assert in_groups[0].equals(whole[0])  # bit by bit
+    assert in_groups[1:] == whole[1:]
+    lost = ("AAPL", close_of(COMPUTED[-1]))
+    with connect(real.settings.postgres) as connection:
+        connection.execute("delete from ops.publications where starts_with(relation, 'features.')")
+        connection.execute("delete from features.momentum_features where symbol = %s and event_timestamp = %s", lost)
+    outcomes = real.materialise(MOMENTUM_FEATURES, *COMPUTED)
+    assert [outcome.publication and outcome.publication.rows_published for outcome in outcomes] == [0] * (len(COMPUTED) - 1) + [1]
+    assert real.features(MOMENTUM_FEATURES).equals(whole[0])
+    assert {
+        key: content
+        for key, *_, content in real.query(
+            "select partition_key, content_hash from ops.publications where starts_with(relation, 'features.') order by publication_id"
+        )
+    } == {line[0]: line[3] for line in whole[1]}
+
+
+def test_a_partition_is_blocked_over_all_groups(real: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most bars of the last session are missing, of which the first group knows nothing."""
+    with connect(real.settings.postgres) as connection:
+        connection.execute("delete from raw.candles where event_timestamp = %s and symbol > 'AAPL'", [close_of(COMPUTED[-1])])
+    whole = real.materialise(MOMENTUM_FEATURES, *COMPUTED)
+    assert [outcome.partition_key for outcome in whole if outcome.blocked] == [COMPUTED[-1]]
+    rows = real.features(MOMENTUM_FEATURES)
+    _forget(real)
+    monkeypatch.setattr(publication, "ROWS_COMPUTED", 1)
+    in_groups = real.materialise(MOMENTUM_FEATURES, *COMPUTED)
+    assert [outcome.audit for outcome in in_groups] == [outcome.audit for outcome in whole]
+    assert real.features(MOMENTUM_FEATURES).equals(rows)
+
+
+def test_bars_fetched_session_by_session_equal_one_fetch(real: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = real.bars(US_EQUITY_CANDLES_1D).drop("ingested_at")
+    relation = dataset_relation(US_EQUITY_CANDLES_1D)
+    states = {key: (state.content_hash, state.rows_total) for key, state in real.ledger.partitions(relation.name).items()}
+    with connect(real.settings.postgres) as connection:
+        connection.execute("truncate raw.candles")
+        connection.execute("delete from ops.publications where relation = %s", [relation.name])
+    monkeypatch.setattr(publication, "ROWS_FETCHED", 200)
+    assert not any(outcome.blocked for outcome in real.ingest(*HISTORY, dataset=US_EQUITY_CANDLES_1D))
+    assert real.bars(US_EQUITY_CANDLES_1D).drop("ingested_at").equals(bars)
+    assert {key: (state.content_hash, state.rows_total) for key, state in real.ledger.partitions(relation.name).items()} == states
 
 
 def test_a_day_computed_again_gives_the_same_bits(real: Deployment) -> None:

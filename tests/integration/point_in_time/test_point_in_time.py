@@ -13,6 +13,7 @@ from polars.testing import assert_frame_equal
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.projections.postgres_table import feature_schema
 from featurestore_dagster.serving.point_in_time import history
+from featurestore_dagster.serving.point_in_time.winners import NEVER
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.columnar_cache import ColumnarCache
 from tests.integration.point_in_time.history_cases import (
@@ -59,11 +60,11 @@ def values(database: Settings, entities: pl.DataFrame, *, streamed: bool, **opti
     return found[f"{VIEW.name}__rsi_14"].to_list()
 
 
-@pytest.mark.parametrize("span_bytes", [4_000, 60_000, 2**28])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200 if NIGHTLY else 12)
+@pytest.mark.parametrize(("span_bytes", "worth"), [(4_000, NEVER), (60_000, NEVER), (2**28, NEVER), (2**28, 0)])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=250 if NIGHTLY else 12)
 @given(seed=st.integers(0, 2**32 - 1), version_count=st.integers(0, MOST_VERSIONS), asked_count=st.integers(0, MOST_ASKED))
 def test_every_engine_is_the_rule(
-    fresh_database: Settings, tmp_path: Path, span_bytes: int, seed: int, version_count: int, asked_count: int
+    fresh_database: Settings, tmp_path: Path, span_bytes: int, worth: int, seed: int, version_count: int, asked_count: int
 ) -> None:
     case = random_case(seed, version_count, asked_count)
     clear(fresh_database)
@@ -71,6 +72,7 @@ def test_every_engine_is_the_rule(
     cache = ColumnarCache(tmp_path / "cache", 2**30)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(history, "SPAN_BYTES", span_bytes)
+        patch.setattr(history, "VERSIONS_WORTH_A_CONNECTION", worth)
         for as_of in (None, "as_of"):
             right = expected(oracle(case.versions, case.asked, as_of=as_of))
             for streamed, kept in ((False, None), (True, None), (True, cache), (True, cache)):
@@ -130,3 +132,14 @@ def test_an_instant_in_the_future_sees_what_is_known_now(fresh_database: Setting
     put(fresh_database, versions(version(event, event, 1.0), version(event, event + timedelta(hours=2), 2.0)))
     rows = asked(event + timedelta(hours=20), datetime(2240, 1, 1, tzinfo=UTC), datetime(1700, 1, 1, tzinfo=UTC))
     assert values(fresh_database, rows, streamed=streamed) == [1.0, None, None]
+
+
+def test_a_stretch_without_a_version_of_the_keys_fits_the_others(fresh_database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "SPAN_BYTES", 1)
+    other = EVENT - timedelta(days=3)
+    for row in (version(EVENT, EVENT, 1.0), version(other, other, 2.0, KEYS[1])):
+        put(fresh_database, versions(row))
+    rows = asked(other, EVENT)
+    found = reader_of(fresh_database).get_historical_features(rows, REFERENCES[:1], details=DETAILS, streamed=True)
+    assert found[f"{VIEW.name}__age_seconds"].to_list() == [None, 0.0]
+    assert found.columns[len(rows.columns) :] == [f"{VIEW.name}__{name}" for name in ("rsi_14", *DETAILS)]

@@ -15,13 +15,14 @@ import polars as pl
 import pytest
 from pydantic import SecretStr
 
-from featurestore_dagster.errors import ConfigurationError, FeatureStoreError, StoreUnavailableError
+from featurestore_dagster.errors import ConfigurationError, FeatureStoreError, MalformedDataError, StoreUnavailableError
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.features.equity_views import DAILY_OHLCV_STATS
 from featurestore_dagster.features.raw_tables import US_EQUITY_CANDLES_1D
 from featurestore_dagster.model.time import SystemClock
 from featurestore_dagster.settings import PostgresSettings, Settings
 from featurestore_dagster.stores.postgres import Ledger, PostgresStore
+from featurestore_dagster.stores.postgres.bulk import snapshot
 from featurestore_dagster.stores.postgres.connection import connect, read_frame
 
 EVER = datetime(2000, 1, 1, tzinfo=UTC), datetime(2020, 1, 1, tzinfo=UTC)
@@ -54,6 +55,7 @@ def test_nobody_listens(settings: Settings, call: Callable[[PostgresSettings], o
         away = settings.postgres.model_copy(update={"host": "127.0.0.1", "port": port, "password": SecretStr(SECRET)})
         message = _refused(call, away, StoreUnavailableError)
     assert f"127.0.0.1:{port}" in message
+    assert "Connection refused. Start it" in message
     assert "`featurestore up`" in message
 
 
@@ -108,6 +110,19 @@ def test_a_read_survives_that_the_server_closed_its_connection(fresh_database: S
         ).fetchall()
     assert (True,) in closed
     assert store.read_raw(US_EQUITY_CANDLES_1D, *EVER).is_empty()
+
+
+CUT_OFF = (
+    "select case when g < 100000 then 'x' else pg_terminate_backend(pg_backend_pid())::text end as y from generate_series(1, 200000) g"
+)
+
+
+def test_a_server_that_goes_away_amid_the_rows_is_transient_and_a_query_that_fails_there_is_not(fresh_database: Settings) -> None:
+    with pytest.raises(StoreUnavailableError, match="terminating connection") as raised:
+        read_frame(fresh_database.postgres, CUT_OFF, {}, {"y": pl.String()})
+    assert "?" not in str(raised.value)
+    with snapshot(fresh_database.postgres) as opened, pytest.raises(MalformedDataError, match="division by zero"):
+        opened.select("select 1 / (g - 100000) as y from generate_series(1, 200000) g")
 
 
 def test_a_broken_off_transaction_is_transient(fresh_database: Settings) -> None:

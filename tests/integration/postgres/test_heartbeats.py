@@ -42,7 +42,7 @@ def switch(storage: PostgresScheduleStorage, name: str, status: InstigatorStatus
         storage.create_tick(tick)
 
 
-def test_they_are_what_dagster_wrote(dagster_database: PostgresSettings) -> None:
+def test_d13_they_are_what_dagster_wrote(dagster_database: PostgresSettings) -> None:
     assert heartbeats(dagster_database) == Heartbeats({}, {}), "Dagster never ran here"
     url = dagster_database.dagster_url
     runs, schedules = PostgresRunStorage(url), PostgresScheduleStorage(url)

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any
 
 import polars as pl
@@ -21,7 +22,7 @@ from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.redis import ABSENT, RedisStore, StoredRow, layout
 from featurestore_dagster.stores.redis.store import EPOCH
-from featurestore_dagster.stores.redis.writing import Batch
+from featurestore_dagster.stores.redis.writing import Batch, Change
 
 MakeRows = Callable[..., pl.DataFrame]
 
@@ -72,7 +73,7 @@ def test_what_was_written_is_read_back_for_all_views_in_one_call(store: RedisSto
     assert set(found.publication_ids) == {5}
 
 
-def test_a_hash_stays_compact_under_the_limits_of_a_redis_that_nobody_configured(
+def test_feasts_hash_stays_compact_and_ours_a_table_under_the_limits_of_a_redis_that_nobody_configured(
     store: RedisStore, client: redis.Redis, make_rows: MakeRows
 ) -> None:
     configured = client.config_get("hash-max-ziplist-*")
@@ -83,6 +84,7 @@ def test_a_hash_stays_compact_under_the_limits_of_a_redis_that_nobody_configured
             values = dict.fromkeys(view.feature_names, 1.5)
             store.write(view, make_rows(view, {"symbol": "AAPL", "event_timestamp": CLOSE} | values), 1, now=NOW)
         assert client.object("encoding", AAPL) in (b"ziplist", b"listpack")
+        assert {client.object("encoding", key) for key in client.keys("featurestore:rows:*")} == {b"hashtable"}
     finally:
         for name, value in configured.items():
             client.config_set(name, value)
@@ -191,17 +193,17 @@ def test_a_malformed_frame_is_refused_whole(
 
 
 def disturb(monkeypatch: pytest.MonkeyPatch, store: RedisStore, disturbance: Callable[[], Any]) -> None:
-    """Run `disturbance` once, after the first batch of the store's next write."""
-    original = store._upserts
+    """Run `disturbance` once, in the midst of the store's next write."""
+    original = store._batches
 
-    def disturbed(view: FeatureView, rows: pl.DataFrame) -> Iterator[Batch]:
+    def disturbed(changes: Sequence[Change]) -> Iterator[Batch]:
         monkeypatch.undo()
-        batches = original(view, rows)
-        yield next(batches)
+        batches = original(changes)
+        yield from islice(batches, 3)
         disturbance()
         yield from batches
 
-    monkeypatch.setattr(store, "_upserts", disturbed)
+    monkeypatch.setattr(store, "_batches", disturbed)
 
 
 def many(make_rows: MakeRows, value: float = 1.0) -> pl.DataFrame:

@@ -85,7 +85,7 @@ def test_redis_dead_from_the_start(served: Served) -> None:
         assert tiers(client.get_online_features(REFERENCES, ENTITIES, policy=BRIEF)) == {"postgres"}
 
 
-def test_a_frozen_redis_costs_no_more_than_its_share(served: Served) -> None:
+def test_t8_a_frozen_redis_costs_no_more_than_its_share(served: Served) -> None:
     with served.client() as client:
         before = client.get_online_features(REFERENCES, ENTITIES, policy=BRIEF)
         with served.frozen("redis"):

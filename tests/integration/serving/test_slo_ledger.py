@@ -143,3 +143,28 @@ def test_a_month_is_its_own(month: Month) -> None:
         client.get_slo_attainment("2018-13")
     with pytest.raises(UnknownNameError):
         client.get_slo_attainment(view="momentum")
+
+
+@pytest.mark.parametrize("counted_at", [None, "2018-10-05T00:00"], ids=["never counted", "not counted for two months"])
+def test_a_month_that_nobody_counted_is_counted_without_the_months_before_it(month: Month, counted_at: str | None) -> None:
+    """October is overdue from the first on, November's last bars are missing ones."""
+    month.publish("2018-09-28T22:00", "2018-09-28")
+    if counted_at is not None:
+        month.count(counted_at)
+    month.publish("2018-10-30T22:00", "2018-10-29", "2018-10-30")
+    month.publish("2018-11-01T02:00", "2018-10-31")
+    month.publish("2018-11-28T22:00", "2018-11-28")
+    month.publish("2018-11-30T22:00", "2018-11-29", "2018-11-30", flags=QualityFlag.MISSING_OHLCV.value)
+    month.publish("2018-12-04T01:00", "2018-12-03")
+    store, now = SloStore(month.settings.postgres), utc("2018-12-05T12:00")
+    days = [day for found in slo_ledger.uncounted(WATCHED, store, now, since=utc("2018-12-01")) for day in found]
+    assert [day.day.isoformat() for day in days] == [f"2018-12-0{number}" for number in range(1, 6)], "no day of the months before"
+
+    def hours() -> dict[str, tuple[float, float]]:
+        months = [m for name in ("2018-10", "2018-11", "2018-12", "2019-01") for m in slo_ledger.slo_months(WATCHED, store, now, name)]
+        return {found.month: (found.overdue_seconds / 3600, found.evaluated_seconds / 3600) for found in months}
+
+    expected = {"2018-10": (29 * 24 + 2, 31 * 24), "2018-11": (2 + 27 * 24 + 25, 30 * 24), "2018-12": (73 + 13, 4.5 * 24)}
+    assert hours() == expected
+    month.count("2018-12-05T12:00")
+    assert hours() == expected

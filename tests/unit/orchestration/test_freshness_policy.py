@@ -28,7 +28,7 @@ EACH = pytest.mark.parametrize(
 
 
 @EACH
-def test_the_badge_turns_red_a_slo_after_each_tick_and_at_no_other_time(view: FeatureView, stream: Stream) -> None:
+def test_d5_the_badge_turns_red_a_slo_after_each_tick_and_at_no_other_time(view: FeatureView, stream: Stream) -> None:
     policy, zone, lag = freshness_policy(view, stream), calendar(stream.calendar).time_zone, view.slo_of(stream).max_lag
     ticks = week_of(stream.schedule, zone)
     hourly = stream.schedule.split()[0].isdecimal()

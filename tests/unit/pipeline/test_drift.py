@@ -54,6 +54,8 @@ def test_too_few_values_are_not_judged_and_nothing_at_all_is_no_drift() -> None:
     before = rows(normal(5_000))
     assert drifted(before, rows(normal(MINIMUM_VALUES - 1, mean=90))) == {}
     assert drifted(before, rows(normal(MINIMUM_VALUES, mean=90))).keys() == {"rsi_14"}
+    few = feature_drift(VIEW, reference_statistics(before, NAMES), rows(normal(MINIMUM_VALUES - 1)))
+    assert [found.unjudged for found in few] == ["199 values are too few to judge; 200 are needed", "a level: only its NULLs are judged"]
     assert drifted(before, before.clear()) == {}
     assert drifted(before.clear(), before) == {}
     assert drifted(before, rows([None] * 10)) == dict.fromkeys(NAMES, ("100% NULL, 0% before",))

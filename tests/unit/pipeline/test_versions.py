@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.projections.relation import dataset_relation
-from featurestore_dagster.stores.postgres.versions import content_hashes, new_versions
+from featurestore_dagster.stores.postgres.fingerprint import content_hashes, content_sums
+from featurestore_dagster.stores.postgres.versions import new_versions
 from tests.unit.pipeline.frames import EQUITIES, MONDAY, bar, close_of, frame
 
 BARS = dataset_relation(EQUITIES)
@@ -118,7 +119,7 @@ def test_publishing_again_writes_nothing_and_the_newest_version_is_the_last_deli
 
 def _hashes(rows: list[dict[str, Any]]) -> dict[str, str]:
     made = frame(rows)
-    return content_hashes(BARS, made, made["event_timestamp"].dt.date().cast(pl.String))
+    return content_hashes(content_sums(BARS, made, made["event_timestamp"].dt.date().cast(pl.String)))
 
 
 def test_the_fingerprint_is_of_contents_only() -> None:

@@ -36,6 +36,12 @@ def test_a_good_frame_has_nothing_wrong() -> None:
     assert violations(CANDLES, rows.clear()).is_empty()
 
 
+def test_d8_pandera_makes_no_frames() -> None:
+    """Why `tests.strategies` does; when this fails, it need not."""
+    with pytest.raises(NotImplementedError):
+        CANDLES.strategy()
+
+
 def test_structure_names_each_column() -> None:
     rows = frame([bar(MONDAY)]).drop("open").with_columns(pl.col("flags").cast(pl.Int32), extra=pl.lit(1))
     assert structure(CANDLES, rows) == [

@@ -29,7 +29,7 @@ from featurestore_dagster.errors import (
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.serving.answer import OnlineFeatures, OnlineRow, Status, ViewState
-from featurestore_dagster.serving.http import feast_protocol, history, online
+from featurestore_dagster.serving.http import feast_protocol, history, online, uploads
 from featurestore_dagster.serving.http.answers import HttpError, failure
 from featurestore_dagster.serving.http.bodies import read_body
 from featurestore_dagster.serving.http.supervisor import refuse_open_door
@@ -197,11 +197,11 @@ ROW = {"symbol": "A", "event_timestamp": "2018-12-28T21:00:00Z"}
 
 def written(frame: pl.DataFrame, kind: str) -> bytes:
     buffer = io.BytesIO()
-    frame.write_ipc_stream(buffer) if kind == history.ARROW else frame.write_parquet(buffer)
+    frame.write_ipc_stream(buffer) if kind == uploads.ARROW else frame.write_parquet(buffer)
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("kind", [history.ARROW, history.PARQUET])
+@pytest.mark.parametrize("kind", [uploads.ARROW, uploads.PARQUET])
 def test_entity_rows_are_read_from_each_format_and_the_answer_is_streamed_back(kind: str) -> None:
     query = {"features": REFERENCES, "details": ["flags"]}
     asked = history.parse(written(FRAME, kind), kind, query, SETTINGS)
@@ -211,7 +211,7 @@ def test_entity_rows_are_read_from_each_format_and_the_answer_is_streamed_back(k
     chunks = list(history.stream(long, kind))
     assert len(chunks) >= 3
     whole = b"".join(chunks)
-    table = pa.ipc.open_stream(whole).read_all() if kind == history.ARROW else pyarrow.parquet.read_table(io.BytesIO(whole))
+    table = pa.ipc.open_stream(whole).read_all() if kind == uploads.ARROW else pyarrow.parquet.read_table(io.BytesIO(whole))
     assert pl.DataFrame(pl.from_arrow(table)).equals(long)
     assert len(b"".join(history.stream(FRAME.clear(), kind))) > 0
 
@@ -258,9 +258,9 @@ def test_other_formats_and_broken_files_are_refused() -> None:
     with pytest.raises(HttpError) as refused:
         history.answer_type("text/csv")
     assert refused.value.status == 406
-    assert history.answer_type("text/csv, application/vnd.apache.parquet;q=0.5") == history.PARQUET
+    assert history.answer_type("text/csv, application/vnd.apache.parquet;q=0.5") == uploads.PARQUET
     query = {"features": REFERENCES}
-    for kind in (history.ARROW, history.PARQUET):
+    for kind in (uploads.ARROW, uploads.PARQUET):
         for body in (b"", b"PAR1", written(FRAME, kind)[:-100], b"\0" * 100):
             with pytest.raises(MalformedDataError):
                 history.parse(body, kind, query, SETTINGS)
@@ -279,11 +279,11 @@ def test_arrow_rows_are_counted_before_the_next_batch_is_unpacked() -> None:
         writer.write_table(table)
     broken = buffer.getvalue()[:-200]  # what follows the third batch is never looked at
     with pytest.raises(RefusedError, match="6 entity rows; at most 5"):
-        history.parse(broken, history.ARROW, {"features": REFERENCES}, SETTINGS)
+        history.parse(broken, uploads.ARROW, {"features": REFERENCES}, SETTINGS)
 
 
 def test_rows_times_features_are_bounded() -> None:
-    asked = history.parse(written(FRAME, history.ARROW), history.ARROW, {"features": REFERENCES}, SETTINGS)
+    asked = history.parse(written(FRAME, uploads.ARROW), uploads.ARROW, {"features": REFERENCES}, SETTINGS)
     values = FRAME.height * len(REFERENCES)
     history.refuse_too_many_values(asked, CATALOGUE, values)
     with pytest.raises(RefusedError, match=f"are {values} values; at most {values - 1}"):

@@ -1,6 +1,8 @@
 """What a request resolves to: each view once, every value in its place, and what is refused."""
 
 import dataclasses
+import re
+from typing import Any
 
 import pytest
 
@@ -57,11 +59,25 @@ def test_none_and_too_many_features_are_refused_before_any_is_looked_up() -> Non
 
 
 @pytest.mark.parametrize(
-    ("entity", "complaint"), [({"ticker": "AAPL"}, "entity row 1 lacks join key 'symbol'"), ({"symbol": 7}, "entity row 1 has symbol=7")]
+    ("entity", "complaint"),
+    [
+        ({"ticker": "AAPL"}, "entity row 1 lacks join key 'symbol'"),
+        *(
+            ({"symbol": value}, f"entity row 1 has symbol={re.escape(repr(value))}")
+            for value in (7, None, float("nan"), b"AAPL", "A\0", "A\ud800", ["AAPL"])
+        ),
+    ],
+    ids=repr,
 )
 def test_an_incomplete_entity_row_is_refused_by_name(entity: dict[str, str], complaint: str) -> None:
     with pytest.raises(MalformedDataError, match=f"{complaint}; view {MOMENTUM.name}"):
         plan(CATALOGUE, [A]).refuse_incomplete([{"symbol": "AAPL"}, entity])
+
+
+@pytest.mark.parametrize("rows", ["AAPL", ["AAPL"], {"symbol": ["AAPL"]}, [None]], ids=repr)
+def test_entity_rows_that_are_none_are_refused(rows: Any) -> None:
+    with pytest.raises(MalformedDataError, match="a mapping of join key to text is needed for each entity"):
+        plan(CATALOGUE, [A]).refuse_incomplete(rows)
 
 
 def test_a_row_ages_as_its_stream_and_without_one_as_the_first() -> None:

@@ -99,10 +99,12 @@ def test_durations_are_told_in_their_two_greatest_units(seconds: float, text: st
     assert duration_text(seconds) == text
 
 
-def test_the_terminal_says_the_same() -> None:
-    console = Console(width=200)
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_terminal_says_the_same(width: int) -> None:
+    console = Console(width=width)
     with console.capture() as found:
-        console.print(screen(TROUBLED))
+        console.print(screen(TROUBLED, width))
+    assert "…" not in found.get()
     text = re.sub(r"\s+", " ", found.get())
     for expected in (
         "2 of 3 streams overdue",

@@ -146,7 +146,7 @@ def test_a_child_sees_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert (child.data_folder, child.clock, child.services, child.home) == (parent.data_folder, "-P10D", "external", parent.home)
 
 
-def test_urls_name_their_driver() -> None:
+def test_d16_urls_name_their_driver() -> None:
     postgres = PostgresSettings(host="/var/run/postgresql", user="me", password="x")
     assert postgres.dagster_url.startswith("postgresql+psycopg2://me:x@/dagster?host=%2Fvar%2Frun%2Fpostgresql&port=5432")
     assert postgres.feast_registry_url.startswith("postgresql+psycopg://")
