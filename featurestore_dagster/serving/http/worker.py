@@ -20,6 +20,7 @@ import uvicorn
 
 from featurestore_dagster.serving.async_client import AsyncFeatureStoreClient
 from featurestore_dagster.serving.http.application import create_application
+from featurestore_dagster.serving.http.protocol import JoiningProtocol
 from featurestore_dagster.serving.http.service import Service
 from featurestore_dagster.settings import Settings
 
@@ -74,7 +75,7 @@ def serve(service: Service, listener: socket.socket) -> None:
     config = uvicorn.Config(
         create_application(service),
         loop="uvloop",
-        http="httptools",
+        http=JoiningProtocol,
         ws="none",
         lifespan="on",
         access_log=False,
