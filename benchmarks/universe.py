@@ -142,11 +142,9 @@ class Watched:
 
     def _watch(self) -> None:
         while not self._done.wait(2):
-            total = 0
-            for process in (self._postmaster, *self._postmaster.children()):
-                with suppress(psutil.Error):
-                    total += process.memory_full_info().pss
-            self._peak = max(self._peak, total)
+            with suppress(psutil.Error):  # a backend that ends meanwhile
+                processes = (self._postmaster, *self._postmaster.children())
+                self._peak = max(self._peak, sum(process.memory_full_info().pss for process in processes))
 
 
 def _database_bytes(settings: Settings) -> int:

@@ -105,10 +105,13 @@ def _metadata(outcomes: list[PartitionOutcome]) -> dict[str, dict[str, Any]]:
     """Metadata of each partition's materialisation."""
     published = {outcome.partition_key: outcome.publication for outcome in outcomes if outcome.publication is not None}
     counts = rows_metadata({outcome.partition_key: outcome.rows for outcome in outcomes if outcome.partition_key in published})
+    # A chunk too large to be computed at once comes with the rows of its first symbols only.
+    totals = {outcome.partition_key: outcome.audit.rows_good for outcome in outcomes if outcome.audit}
     metadata: dict[str, dict[str, Any]] = {outcome.partition_key: {"published": "nothing new"} for outcome in outcomes}
     return metadata | {
         key: {
             **counts[key],
+            "dagster/row_count": totals[key],
             "rows_published": publication.rows_published,
             "rows_quarantined": publication.rows_quarantined,
             "content_hash": publication.content_hash,

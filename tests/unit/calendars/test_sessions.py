@@ -44,8 +44,11 @@ def test_new_york_was_closed_after_11_september_2001() -> None:
     market = calendar("XNYS")
     assert market.closed_days(date(2001, 9, 1), date(2001, 9, 30)) == [date(2001, 9, day) for day in (3, 11, 12, 13, 14)]
     assert market.previous_sessions(date(2001, 9, 17), 1) == date(2001, 9, 10)
-    owner = market.session_of(instants(utc("2001-09-12T16:00"), utc("2001-09-11T03:59:59"), utc("2001-09-11T04:00:01")))
+    asked = utc("2001-09-12T16:00"), utc("2001-09-11T03:59:59"), utc("2001-09-11T04:00:01")
+    owner = market.session_of(instants(*asked))
     assert owner.to_list() == [date(2001, 9, 17), date(2001, 9, 10), date(2001, 9, 17)]
+    for instant, label in zip(asked, owner, strict=True):
+        assert market.session_at(instant).label == label
 
 
 def test_holidays_and_weekend_of_new_york() -> None:
