@@ -2,7 +2,7 @@
 
 Views of one, ten and a hundred million versions (`benchmarks.minute_bars`), each read from Postgres into a Parquet file with its manifest
 for 20,000 rows, a million, and of the largest ten million. Few rows of much history are looked up by the server, else history is streamed
-through the rows, whichever is estimated to be quicker. Rows are drawn from all of the history, so that all of it is needed. Each read is the
+through the rows, whichever is estimated to be quicker. Rows are drawn from all of the history, so that it is all needed. Each read is the
 first of its process. Of the peak of memory, what was allocated is printed apart from what was mapped from the files in which answers wait,
 which leaves memory when others need it.
 
