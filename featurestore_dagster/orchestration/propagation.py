@@ -19,6 +19,7 @@ from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_ST
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PRIORITY_TAG
 
 from featurestore_dagster.calendars import MarketCalendar, calendar
+from featurestore_dagster.errors import StoreUnavailableError
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
@@ -60,6 +61,8 @@ RESTATEMENT_TAG = "restatement"
 CATCH_UP_TAG = "catch_up"
 CATCH_UP_DAYS = 45
 """An outage is looked for this far back: a market without any session in that time was not left by an outage."""
+
+SYNC_AGAIN_SECONDS = 600
 
 PROPAGATION_PRIORITY = "5"
 """In Dagster's queue: after live bars, before backfills."""
@@ -129,7 +132,7 @@ def _merged(ordered: Sequence[Block], cuts: Iterable[int]) -> list[Block]:
 def build_propagation_sensor(
     catalogue: Catalogue, jobs: Mapping[str, UnresolvedAssetJobDefinition], watch_seconds: float = WATCH_SECONDS
 ) -> dg.SensorDefinition:
-    """Requests what publications made stale, what an earlier request did not finish, and sessions that nobody ran.
+    """Requests what publications made stale, what an earlier request did not finish, sessions that nobody ran, and syncs that Redis lacks.
 
     Args:
         catalogue: Says who reads what.
@@ -141,7 +144,7 @@ def build_propagation_sensor(
         tick = _Tick(context, platform, catalogue, restatements)
         seen: dict[str, int] = json.loads(context.cursor or "{}")
         end_abandoned(context.instance)
-        requests = [*tick.follow_up(), *tick.propagate(seen), *tick.catch_up()]
+        requests = [*tick.follow_up(), *tick.propagate(seen), *tick.catch_up()] or tick.sync()
         return dg.SensorResult(run_requests=requests, skip_reason=None if requests else "nothing is stale", cursor=json.dumps(seen))
 
     @dg.sensor(
@@ -290,6 +293,42 @@ class _Tick:
         ended = datetime.fromtimestamp(record.end_time, UTC) if record.end_time and not clock.replayed else clock.now()
         self.restatements.finish(request.restatement_id, DONE if run.is_success else FAILED, run.run_id, ended)
         return []
+
+    # Rows that Redis lacks ------------------------------------------------------------------------------------------------------------
+
+    def sync(self) -> list[dg.RunRequest]:
+        """A run for each path over the views of which Redis lacks publications, once no run is left that may be about to sync them.
+
+        A worker died between the two, or Dagster synced before it repeated a range that failed, or Redis was flushed. What fails is asked
+        for again some minutes later.
+        """
+        if self.context.instance.get_run_records(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES), limit=1):
+            return []
+        views = [view for view in self.catalogue.views if view.online]
+        relations = {view.label: [stream_relation(view, stream).name for stream in view.streams] for view in views}
+        published = self.restatements.newest_of([name for names in relations.values() for name in names])
+        newest = {label: max(published.get(name, 0) for name in names) for label, names in relations.items()}
+        try:
+            held = {view.label: self.platform.online.publication_id(view) or 0 for view in views}
+        except StoreUnavailableError as error:
+            self.context.log.warning(f"whether Redis has all publications is not known: {error}")
+            return []
+        behind: dict[str, list[FeatureView]] = {}
+        for view in views:
+            if held[view.label] < newest[view.label]:
+                path = next(path for path in paths(self.catalogue) if any(mine is view for mine, _ in path.streams(self.catalogue)))
+                behind.setdefault(path.name, []).append(view)
+        attempt = int(self.platform.clock.now().timestamp() // SYNC_AGAIN_SECONDS)
+        return [
+            dg.RunRequest(
+                run_key=f"sync:{name}:{','.join(f'{view.label}={newest[view.label]}' for view in lagging)}:{attempt}",
+                job_name=name,
+                asset_selection=[asset_keys.online(view) for view in lagging],
+                asset_check_keys=[],
+                tags={PROPAGATION_TAG: "true", PRIORITY_TAG: PROPAGATION_PRIORITY},
+            )
+            for name, lagging in behind.items()
+        ]
 
     # Sessions that nobody ran ---------------------------------------------------------------------------------------------------------
 

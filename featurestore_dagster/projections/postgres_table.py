@@ -147,7 +147,7 @@ OPS_TABLES = (
         PostgresColumn("run_id", "text"),
         PostgresColumn("published_at", _INSTANT),
         PostgresColumn("seconds", "double precision", nullable=True, comment="the partition's share of the time until publication began"),
-        indexes=(("relation", "partition_key", "publication_id"), ("batch_id",)),
+        indexes=(("relation", "partition_key", "publication_id"), ("relation", "publication_id"), ("batch_id",)),
     ),
     _ops_table(
         "quarantine",

@@ -67,6 +67,15 @@ class Restatements:
             row = connection.execute("select coalesce(max(publication_id), 0) from ops.publications").fetchone()
         return int(row[0]) if row else 0
 
+    def newest_of(self, relations: Sequence[str]) -> dict[str, int]:
+        """Greatest publication id of each of these relations that was ever published."""
+        query = (
+            "select relation, newest from unnest(%s::text[]) as r(relation) cross join lateral (select max(publication_id) as newest"
+            " from ops.publications p where p.relation = r.relation) n where newest is not null"
+        )
+        with connect(self.settings) as connection:
+            return dict(connection.execute(query, [list(relations)]).fetchall())
+
     def await_publication(self, seconds: float) -> bool:
         """Whether something is published within so many seconds from now on; returns as soon as it is."""
         ends = time.monotonic() + seconds
