@@ -2,9 +2,9 @@
 
 Views of one and ten million versions (`benchmarks.minute_bars`), or as many as `--days` says, each read from Postgres into a Parquet file
 with its manifest for 20,000 rows, a million, and of the largest ten million. Few rows of much history are looked up by the server, else
-history is streamed through the rows, whichever is estimated to be quicker. Rows are drawn from all of the history, so that it is all needed.
-Each read is the first of its process. Of the peak of memory, what was allocated is printed apart from what was mapped from the files in which
-answers wait, which leaves memory when others need it.
+history is streamed through the rows, whichever is estimated to be quicker. Rows are drawn from all of the history, so that it is all
+needed. Each read is the first of its process. Of the peak of memory, what was allocated is printed apart from what was mapped from the
+files in which answers wait, which leaves memory when others need it.
 
 `--days 7 70 700` adds a hundred million, which take some 15 minutes and 30 GB of disk. With `--folder` the data stay, and the next run
 finds them there.
