@@ -84,7 +84,7 @@ def test_every_table_of_the_markdown_is_well_formed() -> None:
 
 def test_the_checks_of_the_dictionary_are_those_of_the_code() -> None:
     folder = Path(featurestore_dagster.pipeline.__file__).parent
-    judges = "\n".join((folder / f"{name}.py").read_text() for name in ("audit", "batch_checks", "market_checks"))
+    judges = "\n".join((folder / f"{name}.py").read_text() for name in ("audit", "batch_checks", "market_checks", "verdict"))
     known = {check.name for check in CHECK_MEANINGS}
     assert [name for name in known if not re.search(rf'"{name}(?![a-z])', judges + Path(pandera_schema.__file__).read_text())] == []
     assert set(re.findall(r'"([a-z]+(?:_[a-z]+)*): [a-z]', judges)) <= known, (
