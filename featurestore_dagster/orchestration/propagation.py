@@ -15,7 +15,7 @@ from itertools import accumulate, groupby, pairwise
 import dagster as dg
 import polars as pl
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
-from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES, RunRecord
+from dagster._core.storage.dagster_run import FINISHED_STATUSES, IN_PROGRESS_RUN_STATUSES, NOT_FINISHED_STATUSES, RunRecord
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PRIORITY_TAG
 
 from featurestore_dagster.calendars import MarketCalendar, calendar
@@ -302,7 +302,8 @@ class _Tick:
         A worker died between the two, or Dagster synced before it repeated a range that failed, or Redis was flushed. What fails is asked
         for again some minutes later.
         """
-        if self.context.instance.get_run_records(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES), limit=1):
+        about_to_sync = [*IN_PROGRESS_RUN_STATUSES, dg.DagsterRunStatus.QUEUED]  # one that was only created may never be launched
+        if self.context.instance.get_run_records(dg.RunsFilter(statuses=about_to_sync), limit=1):
             return []
         views = [view for view in self.catalogue.views if view.online]
         relations = {view.label: [stream_relation(view, stream).name for stream in view.streams] for view in views}
