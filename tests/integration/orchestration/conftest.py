@@ -125,11 +125,10 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
-@pytest.fixture
-def daemon(fresh_database: Settings, instance: dg.DagsterInstance) -> Daemon:
-    """Five weeks of bars and two views of them, in Postgres and Redis; the sensor has seen them."""
+def five_weeks(settings: Settings, instance: dg.DagsterInstance) -> Daemon:
+    """Five weeks of bars and two views of them, in Postgres and Redis; the sensor has not looked yet."""
     catalogue: Catalogue = replace(with_listings(LISTED), datasets=(EQUITIES, US_EQUITY_CORPORATE_ACTIONS), views=VIEWS, services=())
-    deployment = Deployment(fresh_database, catalogue, MovingClock(close_of(WEEKS[-1]) + timedelta(hours=1)))
+    deployment = Deployment(settings, catalogue, MovingClock(close_of(WEEKS[-1]) + timedelta(hours=1)))
     deployment.deliver(bars(WEEKS))
     deployment.ingest(*WEEKS, dataset=US_EQUITY_CORPORATE_ACTIONS)
     deployment.ingest(*WEEKS)
@@ -137,6 +136,13 @@ def daemon(fresh_database: Settings, instance: dg.DagsterInstance) -> Daemon:
     for view in VIEWS:
         deployment.materialise(view, *WEEKS)
         sync_view(view, deployment.store, daemon.platform.online, deployment.clock.now())
+    return daemon
+
+
+@pytest.fixture
+def daemon(fresh_database: Settings, instance: dg.DagsterInstance) -> Daemon:
+    """Five weeks that the sensor has seen."""
+    daemon = five_weeks(fresh_database, instance)
     assert daemon.tick() == []
     return daemon
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,9 @@ from pydantic import SecretStr
 
 from featurestore_dagster.errors import NoTierAnsweredError, StoreUnavailableError
 from featurestore_dagster.features import CATALOGUE
-from featurestore_dagster.features.raw_tables import US_EQUITY_CORPORATE_ACTIONS
 from featurestore_dagster.orchestration.alerting import build_alert_sensor
 from featurestore_dagster.orchestration.sensors import build_freshness_sensor
 from featurestore_dagster.serving.client import FeatureStoreClient
-from featurestore_dagster.serving.online_sync import sync_view
 from featurestore_dagster.serving.policy import ReadPolicy
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.embedded import EmbeddedServices, postgres_server, processes
@@ -33,8 +31,8 @@ from featurestore_dagster.stores.postgres import AlertStore, PostgresStore
 from featurestore_dagster.stores.postgres.slo_ledger import SloStore
 from tests.integration.exporter.conftest import Exporter, exporting
 from tests.integration.http.conftest import HttpServer, serving, wait_until
-from tests.integration.orchestration.conftest import CORRECTED, LATER, VIEWS, WEEKS, Daemon, bars, correct, online
-from tests.integration.pipeline.conftest import Deployment, MovingClock, with_listings
+from tests.integration.orchestration.conftest import CORRECTED, LATER, VIEWS, WEEKS, Daemon, bars, correct, five_weeks, online
+from tests.integration.pipeline.conftest import MovingClock
 from tests.receivers import Webhook, webhook
 from tests.unit.pipeline.frames import EQUITIES, LISTED, close_of
 
@@ -146,17 +144,8 @@ def _rows(frame: pl.DataFrame) -> list[tuple[Any, ...]]:
 def world(settings: Settings, hook: Webhook, instance: dg.DagsterInstance) -> World:
     """Five weeks of bars and two views of them, in Postgres and Redis, as the sensors have seen them."""
     told = settings.model_copy(update={"alert_urls": SecretStr(hook.url), "dagster_url": "https://dagster.example.com"})
-    catalogue = replace(with_listings(LISTED), datasets=(EQUITIES, US_EQUITY_CORPORATE_ACTIONS), views=VIEWS, services=())
-    deployment = Deployment(told, catalogue, MovingClock(close_of(WEEKS[-1]) + timedelta(hours=1)))
-    PostgresStore(settings.postgres, deployment.clock).apply(CATALOGUE)  # the exporter and the server know all of it
-    deployment.deliver(bars(WEEKS))
-    deployment.ingest(*WEEKS, dataset=US_EQUITY_CORPORATE_ACTIONS)
-    deployment.ingest(*WEEKS)
-    daemon = Daemon(deployment, instance)
-    for view in VIEWS:
-        deployment.materialise(view, *WEEKS)
-        sync_view(view, deployment.store, daemon.platform.online, deployment.clock.now())
-    return World(told, daemon, hook)
+    PostgresStore(settings.postgres, MovingClock(END)).apply(CATALOGUE)  # the exporter and the server know all of it
+    return World(told, five_weeks(told, instance), hook)
 
 
 def story(
