@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 import psycopg
+from psycopg.pq import PGconn, Ping
 from pydantic import SecretStr
 
 from featurestore_dagster.errors import ConfigurationError, StoreUnavailableError
@@ -83,6 +84,15 @@ def _ready(folder: Path, process: psutil.Process) -> bool:
     except OSError:
         return False
     return [line.strip() for line in (*lines[:1], *lines[7:8])] == [str(process.pid), "ready"]
+
+
+def _serves(folder: Path, process: psutil.Process, connection: PostgresSettings) -> bool:
+    """Whether this live server takes connections; one that was killed a moment ago still has its process, its file and its port."""
+
+    def answers() -> bool:
+        return _ready(folder, process) and PGconn.ping(connection.conninfo.encode()) == Ping.OK
+
+    return processes.wait_until(lambda: answers() or not processes.alive(process), START_SECONDS) and processes.alive(process)
 
 
 def _create(folder: Path, account: Account | None, connection: PostgresSettings) -> None:
@@ -154,7 +164,7 @@ def start(folder: Path, log: Path, recorded: PostgresSettings | None) -> tuple[P
         StoreUnavailableError: The server does not start; the message ends with its log.
     """
     process = running(folder)
-    if process is not None and recorded is not None and processes.wait_until(lambda: _ready(folder, process), START_SECONDS):
+    if process is not None and recorded is not None and _serves(folder, process, recorded):
         return recorded, False
     account = processes.account_for(folder)
     if process is not None:

@@ -25,6 +25,8 @@ LOOPBACK = "127.0.0.1"
 LAUNCHER = Path(__file__).with_name("launch.py")
 UNPRIVILEGED_ACCOUNTS = ("postgres", "nobody", "daemon")
 POLL_SECONDS = 0.01
+ENDING_SECONDS = 5
+"""Longest wait for a killed process to give back what it holds."""
 CLEAN_ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 """What the servers see: no PG*, LD_* or anything else that would bend them."""
 
@@ -143,20 +145,35 @@ def start_detached(command: Sequence[str], *, account: Account | None, folder: P
 
 
 def alive(process: psutil.Process) -> bool:
-    """Running and not a zombie: in a container, process 1 may never collect an orphan."""
+    """Running and not a zombie, which process 1 of a container may never collect.
+
+    A killed process whose other threads have not ended is alive: its ports and files are held until the last of them has.
+    """
     try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+        return bool(process.is_running() and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1))
     except psutil.NoSuchProcess:
         return False
 
 
 def process_with(pid: int, program: str) -> psutil.Process | None:
-    """The live process of that number, unless the number now belongs to another program."""
+    """The live process of that number, unless the number now belongs to another program.
+
+    One that was killed and is still ending (its memory is gone, its port may not be) is waited for, and is none.
+    """
     try:
         process = psutil.Process(pid)
-        return process if process.name() == program and alive(process) else None
+        if process.name() != program or not alive(process):
+            return None
+        if process.cmdline():
+            return process
+    except psutil.AccessDenied:
+        return process  # another user's
+    except psutil.ZombieProcess:
+        pass
     except psutil.Error:
         return None
+    wait_until(lambda: not alive(process), ENDING_SECONDS)
+    return None
 
 
 def named(program: str) -> list[psutil.Process]:
