@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from math import inf
 
 import polars as pl
 import pytest
@@ -19,7 +20,7 @@ from featurestore_dagster.errors import StoreUnavailableError
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.settings import RedisSettings, Settings
 from featurestore_dagster.stores.redis import OnlineRead, RedisStore, layout
-from featurestore_dagster.stores.redis.wire import AsyncPool, Pool, command
+from featurestore_dagster.stores.redis.wire import WAITS_ASLEEP, AsyncPool, Pool, Vigil, command
 
 MakeRows = Callable[..., pl.DataFrame]
 
@@ -129,6 +130,69 @@ def test_tasks_share_connections_too_and_one_pool_serves_one_loop_after_the_othe
         return found
 
     assert [asyncio.run(many()) for _ in range(2)] == [[[b"value"]] * 100] * 2
+
+
+@contextmanager
+def far_away(seconds: float) -> Iterator[RedisSettings]:
+    """A server that answers every command with +OK after some time, one caller at a time."""
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                accepted, _ = listening.accept()
+                with accepted:
+                    while received := accepted.recv(65_536):
+                        time.sleep(seconds)
+                        accepted.sendall(b"+OK\r\n" * received.count(b"GET"))
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield RedisSettings(port=listening.getsockname()[1], password=SecretStr(""))
+        listening.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+def test_a_wait_for_a_far_server_is_spent_asleep() -> None:
+    get, reads = command("GET", "key"), 40
+    with far_away(0.005) as settings:
+        pool = Pool(settings, 1)
+        began, used = time.monotonic(), time.thread_time()
+        assert [pool.exchange(get, 1, 5.0) for _ in range(reads)] == [[b"OK"]] * reads
+        assert time.monotonic() - began >= reads * 0.005
+        assert time.thread_time() - used < reads * 0.005 / 2
+        pool.close()
+
+
+def test_a_wait_awake_ends_with_the_deadline_and_with_the_server() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        vigil = Vigil(near.fileno())
+        assert not vigil.arrived(time.monotonic() - 1)
+        far.close()
+        assert not any(vigil.arrived(inf) for _ in range(WAITS_ASLEEP))
+        assert vigil.arrived(inf)  # the end can be received
+
+
+def test_a_task_that_only_reads_leaves_the_loop_to_others(settings: Settings, client: redis.Redis) -> None:
+    client.set("key", "value")
+    get, reads, turns = command("GET", "key"), 200, 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def both() -> None:
+        pool, other = AsyncPool(settings.redis), asyncio.create_task(others())
+        for _ in range(reads):
+            assert await pool.exchange(get, 1, 5.0) == [b"value"]
+        other.cancel()
+        pool.close()
+
+    asyncio.run(both())
+    assert turns >= reads
 
 
 def test_idle_connections_that_the_server_closed_are_made_again(filled: RedisStore, client: redis.Redis) -> None:
