@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 READ_SECONDS = 1.0
 WRITE_SECONDS = 30.0
 ATTEMPTS = 100
-WRITING_CONNECTIONS = 2
+WRITING_CONNECTIONS = 4
 """A batch of a bulk write may wait for a snapshot or a slow disk; nobody waits for it at a screen."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

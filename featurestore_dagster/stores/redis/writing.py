@@ -183,7 +183,7 @@ class _Rows:
         self.timestamps = [None if event is None else layout.encode_timestamp(event) for event in events]
         is_there = frame["event_timestamp"].is_not_null()
         packed = iter(packing.pack(frame.filter(is_there)))
-        self.packed = [next(packed) if there else b"" for there in is_there]
+        self.packed = [next(packed) if there else b"" for there in is_there.to_list()]
 
     def offered(self, of: slice) -> list[int]:
         """Numbers of the rows."""
