@@ -18,7 +18,12 @@ from featurestore_dagster.orchestration.drift import build_drift_job, build_drif
 from featurestore_dagster.orchestration.jobs import build_path_job, paths
 from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.orchestration.propagation import build_propagation_sensor
-from featurestore_dagster.orchestration.schedules import build_fallback_schedule, build_path_schedule, fallback_views
+from featurestore_dagster.orchestration.schedules import (
+    build_fallback_schedule,
+    build_path_schedule,
+    build_refetch_schedule,
+    fallback_views,
+)
 from featurestore_dagster.orchestration.sensors import build_file_sensor, build_freshness_sensor, freshness_checks
 from featurestore_dagster.settings import Settings
 
@@ -51,6 +56,7 @@ def build_definitions(settings: Settings, catalogue: Catalogue | None = None, **
         schedules=[
             *(build_path_schedule(catalogue, path) for path in routes),
             *(build_fallback_schedule(catalogue, path) for path in routes if fallback_views(path)),
+            *(build_refetch_schedule(catalogue, path) for path in routes if path.delivered(catalogue)),
             build_drift_schedule(drift_job),
         ],
         sensors=[

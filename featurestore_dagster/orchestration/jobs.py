@@ -51,6 +51,11 @@ class MarketPath:
             )
         ]
 
+    def delivered(self, catalogue: Catalogue) -> list[Dataset]:
+        """Those of its `datasets` that a source delivers."""
+        delivered = {dataset.name for source in catalogue.sources for dataset in source.datasets}
+        return [dataset for dataset in self.datasets(catalogue) if dataset.name in delivered]
+
 
 def _cadence(timeframe: Timeframe) -> Timeframe | None:
     return None if timeframe.duration >= SLOW else timeframe

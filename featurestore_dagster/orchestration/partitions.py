@@ -6,6 +6,7 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 import polars as pl
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.features.universe import instruments
@@ -51,3 +52,8 @@ def session_partitions(calendar_name: str, first: date, clock: Clock) -> dg.Time
         end_offset=1,
         exclusions=[*([f"0 {hour} * * {weekend}"] if weekend else []), *holidays],
     )
+
+
+def range_tags(first: str, last: str) -> dict[str, str]:
+    """Tags of a run over several partitions; none for a single one, which is the run's partition key."""
+    return {} if first == last else {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}

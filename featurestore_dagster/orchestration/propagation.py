@@ -16,7 +16,7 @@ import dagster as dg
 import polars as pl
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from dagster._core.storage.dagster_run import FINISHED_STATUSES, IN_PROGRESS_RUN_STATUSES, NOT_FINISHED_STATUSES, RunRecord
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PRIORITY_TAG
+from dagster._core.storage.tags import PRIORITY_TAG
 
 from featurestore_dagster.calendars import MarketCalendar, calendar
 from featurestore_dagster.errors import StoreUnavailableError
@@ -26,6 +26,7 @@ from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.orchestration import asset_keys
 from featurestore_dagster.orchestration.jobs import MarketPath, paths
 from featurestore_dagster.orchestration.live_runs import end_abandoned
+from featurestore_dagster.orchestration.partitions import range_tags
 from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.orchestration.schedules import longest_lag
 from featurestore_dagster.pipeline.inputs import BEGINNING
@@ -262,7 +263,7 @@ class _Tick:
                 PROPAGATION_TAG: "true",
                 RESTATEMENT_TAG: str(request.restatement_id),
                 PRIORITY_TAG: PROPAGATION_PRIORITY,
-                **_range_tags(request.first_partition, request.last_partition),
+                **range_tags(request.first_partition, request.last_partition),
             },
         )
 
@@ -339,9 +340,8 @@ class _Tick:
         A dataset that was never audited was never asked for. What fails is asked for again each hour.
         """
         now = self.platform.clock.now()
-        delivered = {dataset.name for source in self.catalogue.sources for dataset in source.datasets}
         wanted = {
-            path: [dataset_relation(d).name for d in path.datasets(self.catalogue) if d.name in delivered]
+            path: [dataset_relation(dataset).name for dataset in path.delivered(self.catalogue)]
             for path in paths(self.catalogue)
             if path.streams(self.catalogue)
         }
@@ -359,7 +359,7 @@ class _Tick:
                     run_key=f"catch_up:{path.name}:{first}:{last}:{now:%Y-%m-%dT%H}",
                     job_name=path.name,
                     partition_key=first if first == last else None,
-                    tags={PROPAGATION_TAG: "true", CATCH_UP_TAG: path.name, PRIORITY_TAG: PROPAGATION_PRIORITY, **_range_tags(first, last)},
+                    tags={PROPAGATION_TAG: "true", CATCH_UP_TAG: path.name, PRIORITY_TAG: PROPAGATION_PRIORITY, **range_tags(first, last)},
                 )
             )
         return requests
@@ -380,7 +380,3 @@ def missed_sessions(market: MarketCalendar, audited: Mapping[str, datetime], now
         for label, closes, window_end in sessions.iter_rows()
         if window_end + lag < now and audited.get(label.isoformat(), BEGINNING) < closes
     ]
-
-
-def _range_tags(first: str, last: str) -> dict[str, str]:
-    return {} if first == last else {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}

@@ -15,15 +15,24 @@ from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.model.time import Timeframe
+from featurestore_dagster.orchestration import asset_keys
 from featurestore_dagster.orchestration.jobs import SLOW, MarketPath
+from featurestore_dagster.orchestration.partitions import first_session, range_tags
 from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.serving.slo_state import stream_state
 
 FALLBACK_CRON = "*/15 13-18 * * 1-5"
 """Of the peso's session, UTC."""
 
+REFETCH_CRON = "0 6 * * *"
+"""In the market's own time: before it opens, and after the night in which providers correct the day before."""
+
+REFETCHED_SESSIONS = 5
+
 LIVE_PRIORITY = "10"
 """In Dagster's queue: before propagation, and before backfills, which have 0."""
+
+REFETCH_PRIORITY = "1"
 
 
 def longest_lag(catalogue: Catalogue, path: MarketPath) -> timedelta:
@@ -90,6 +99,36 @@ def build_fallback_schedule(catalogue: Catalogue, path: MarketPath) -> dg.Schedu
         return _live_run(context, _newest_session(calendar(path.calendar), timeframes, now))
 
     return fallback_schedule
+
+
+def build_refetch_schedule(catalogue: Catalogue, path: MarketPath) -> dg.ScheduleDefinition:
+    """Fetches the raw rows of the last sessions that are over once more, each morning: providers correct bars for days after the close.
+
+    Rows that come back as they were publish nothing; what was corrected, the propagation sensor follows.
+    """
+    market, assets = calendar(path.calendar), [asset_keys.raw(dataset) for dataset in path.delivered(catalogue)]
+
+    @dg.schedule(
+        name=f"{path.name}_refetch_schedule",
+        cron_schedule=REFETCH_CRON,
+        execution_timezone=market.time_zone,
+        job_name=path.name,
+        description=f"raw rows of {path.name} once more, of the last {REFETCHED_SESSIONS} sessions, for the corrections of providers",
+    )
+    def refetch_schedule(context: dg.ScheduleEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.RunRequest | dg.SkipReason:
+        now = platform.clock.now()
+        if platform.clock.replayed is None and (later := _tick_between(context, [REFETCH_CRON], market.time_zone, now)):
+            return dg.SkipReason(f"missed: the tick of {later.isoformat()} asks for the last sessions")
+        last = market.previous_sessions(market.session_at(now).label, 1)
+        first = max(market.previous_sessions(last, REFETCHED_SESSIONS - 1), first_session(catalogue, path.calendar))
+        return dg.RunRequest(
+            run_key=f"refetch:{last}",  # the morning after a holiday asks for nothing new
+            asset_selection=assets,
+            partition_key=last.isoformat() if first == last else None,
+            tags={PRIORITY_TAG: REFETCH_PRIORITY, **range_tags(first.isoformat(), last.isoformat())},
+        )
+
+    return refetch_schedule
 
 
 def _tick_between(context: dg.ScheduleEvaluationContext, crons: Sequence[str], time_zone: str, now: datetime) -> datetime | None:

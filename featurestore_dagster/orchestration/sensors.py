@@ -9,7 +9,6 @@ import dagster as dg
 import polars as pl
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluation
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.features.sources import FILES
@@ -19,7 +18,7 @@ from featurestore_dagster.model.raw_table import UTC_MICROSECONDS, Dataset
 from featurestore_dagster.model.time import duration
 from featurestore_dagster.orchestration import asset_keys
 from featurestore_dagster.orchestration.jobs import path_of
-from featurestore_dagster.orchestration.partitions import first_session
+from featurestore_dagster.orchestration.partitions import first_session, range_tags
 from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.serving import slo_ledger
 from featurestore_dagster.serving.slo_state import StreamState, stream_state
@@ -157,13 +156,11 @@ def _request(dataset: Dataset, job_name: str, file: files.LandedFile, earliest: 
     """A run of the file's sessions; rows before the first listing are in no partition, and stay in the landed file."""
     sessions = _sessions(dataset.calendar, file.first_event, min(file.last_event, now))
     first, last = (max(session, earliest).isoformat() for session in sessions)
-    spans = first != last
-    span = {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last} if spans else {}
     return dg.RunRequest(
         run_key=f"{dataset.name}:{file.sequence}",
         job_name=job_name,
-        partition_key=None if spans else first,
-        tags={"file": file.name, **span},
+        partition_key=first if first == last else None,
+        tags={"file": file.name, **range_tags(first, last)},
     )
 
 

@@ -12,10 +12,11 @@ from dagster._utils.schedules import schedule_execution_time_iterator
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.time import FrozenClock, SystemClock
+from featurestore_dagster.orchestration import asset_keys
 from featurestore_dagster.orchestration.jobs import MarketPath, paths
 from featurestore_dagster.orchestration.partitions import first_session, session_partitions
 from featurestore_dagster.orchestration.platform import Platform
-from featurestore_dagster.orchestration.schedules import build_path_schedule
+from featurestore_dagster.orchestration.schedules import build_path_schedule, build_refetch_schedule
 from featurestore_dagster.settings import Settings
 
 NEW_YORK = ZoneInfo("America/New_York")
@@ -92,6 +93,24 @@ def test_of_the_ticks_that_a_daemon_missed_only_the_newest_asks(monkeypatch: pyt
     assert str(early.skip_message).startswith("missed: the tick of 2026-03-09T16:15:00-04:00")
     assert isinstance(newest, dg.RunRequest)
     assert newest.partition_key == "2026-03-09"
+
+
+@pytest.mark.parametrize(
+    ("calendar_name", "local", "first", "last"),
+    [
+        pytest.param("XNYS", "2018-12-28T06:00", "2018-12-20", "2018-12-27", id="Christmas between"),
+        pytest.param("XNYS", "2026-03-09T06:00", "2026-03-02", "2026-03-06", id="first morning of summer time"),
+        pytest.param("XNYS", "2026-03-07T06:00", "2026-03-02", "2026-03-06", id="Saturday"),
+        pytest.param("FX", "2026-03-09T06:00", "2026-03-01", "2026-03-05", id="Sunday's session is still open"),
+    ],
+)
+def test_each_morning_the_last_sessions_that_are_over_are_fetched_again(calendar_name: str, local: str, first: str, last: str) -> None:
+    path = MarketPath(calendar_name)
+    request = tick(build_refetch_schedule(CATALOGUE, path), new_york(local))
+    assert isinstance(request, dg.RunRequest)
+    assert (request.run_key, request.partition_key) == (f"refetch:{last}", None)
+    assert (request.tags["dagster/asset_partition_range_start"], request.tags["dagster/asset_partition_range_end"]) == (first, last)
+    assert set(request.asset_selection or ()) == {asset_keys.raw(dataset) for dataset in path.delivered(CATALOGUE)}
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.name) for path in paths(CATALOGUE) if path.streams(CATALOGUE)])
