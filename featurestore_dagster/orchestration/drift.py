@@ -14,6 +14,7 @@ from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.orchestration import asset_keys, presentation
 from featurestore_dagster.orchestration.platform import Platform
+from featurestore_dagster.orchestration.retries import retried
 from featurestore_dagster.pipeline.drift import feature_drift, reference_statistics
 
 DRIFT = "drift"
@@ -58,10 +59,11 @@ def _drift_check(view: FeatureView, stream: Stream) -> dg.AssetChecksDefinition:
             f"{PSI_THRESHOLD:g}, at most {NULL_INCREASE:.0%} more NULLs. A warning; nothing is blocked"
         ),
     )
-    def drift(platform: dg.ResourceParam[Platform]) -> dg.AssetCheckResult:
+    def drift(context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.AssetCheckResult:
         now = platform.clock.now()
         start, middle = _window_bounds(stream, windows, now)
-        rows = platform.store.read_features(view, start, now, stream=stream.name)
+        with retried(context.op_execution_context.retry_number):
+            rows = platform.store.read_features(view, start, now, stream=stream.name)
         is_current = pl.col("event_timestamp") > middle
         current = rows.filter(is_current)
         found = feature_drift(view, reference_statistics(rows.filter(~is_current), view.feature_names), current)

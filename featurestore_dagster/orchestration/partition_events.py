@@ -19,14 +19,14 @@ from dagster._core.events import DagsterEvent, StepMaterializationData
 from dagster._core.events.log import EventLogEntry
 from dagster._core.execution.context.metadata_logging import AssetMetadataHandle, OutputMetadataAccumulator, OutputMetadataHandle
 
-from featurestore_dagster.errors import TerminalError, TransientError
+from featurestore_dagster.errors import TerminalError
 from featurestore_dagster.orchestration.asset_keys import AUDIT
 from featurestore_dagster.orchestration.presentation import checks_metadata, rows_metadata
+from featurestore_dagster.orchestration.retries import retried
 from featurestore_dagster.pipeline.publication import PartitionOutcome
 
 PROGRESS_EVERY_SECONDS = 2.0
 BLOCKED_NAMED = 20
-MAXIMUM_RETRIES = 3
 
 Describe = Callable[[list[PartitionOutcome]], Mapping[str, Any]]
 """Metadata of the whole run (plot, lineage) from its outcomes, put on the newest partition."""
@@ -46,9 +46,8 @@ def publish_events(
     """
     keys = list(context.partition_keys)
     try:
-        done = list(_with_progress(context, outcomes, len(keys)))
-    except TransientError as error:
-        raise dg.RetryRequested(max_retries=MAXIMUM_RETRIES, seconds_to_wait=2 ** (context.retry_number + 1)) from error
+        with retried(context.retry_number):
+            done = list(_with_progress(context, outcomes, len(keys)))
     except TerminalError as error:
         raise dg.Failure(description=f"{type(error).__name__}: {error}", allow_retries=False) from error
     blocked = [outcome for outcome in done if outcome.blocked]

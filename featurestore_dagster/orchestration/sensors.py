@@ -20,6 +20,7 @@ from featurestore_dagster.orchestration import asset_keys
 from featurestore_dagster.orchestration.jobs import path_of
 from featurestore_dagster.orchestration.partitions import first_session, range_tags
 from featurestore_dagster.orchestration.platform import Platform
+from featurestore_dagster.orchestration.retries import retried
 from featurestore_dagster.serving import slo_ledger
 from featurestore_dagster.serving.slo_state import StreamState, stream_state
 from featurestore_dagster.sources import files
@@ -40,8 +41,9 @@ def _freshness_check(view: FeatureView, stream: Stream) -> dg.AssetChecksDefinit
         name=asset_keys.DATA_FRESHNESS,
         description=f"The newest row is at most {duration(view.slo_of(stream).max_lag)} after it was due by calendar {stream.calendar}",
     )
-    def data_freshness(platform: dg.ResourceParam[Platform]) -> dg.AssetCheckResult:
-        state = stream_state(platform.catalogue, platform.store, view, stream, platform.clock.now())
+    def data_freshness(context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.AssetCheckResult:
+        with retried(context.op_execution_context.retry_number):
+            state = stream_state(platform.catalogue, platform.store, view, stream, platform.clock.now())
         if not platform.catalogue.is_fed(stream):
             return dg.AssetCheckResult(passed=True, metadata={"state": "no source is switched on for it"})
         return dg.AssetCheckResult(passed=not state.freshness.state.overdue, metadata=_freshness_metadata(state, platform))

@@ -5,11 +5,10 @@ from typing import Any
 import dagster as dg
 from dagster._core.storage.tags import PRIORITY_TAG
 
-from featurestore_dagster.errors import TransientError
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.orchestration import asset_keys, presentation
-from featurestore_dagster.orchestration.partition_events import MAXIMUM_RETRIES
 from featurestore_dagster.orchestration.platform import Platform
+from featurestore_dagster.orchestration.retries import retried
 from featurestore_dagster.projections.postgres_table import feature_table
 from featurestore_dagster.serving.online_sync import sync_view
 
@@ -44,10 +43,8 @@ def build_online_asset(view: FeatureView) -> dg.AssetsDefinition:
         op_tags={PRIORITY_TAG: ONLINE_FIRST},
     )
     def online_view(context: dg.AssetExecutionContext, platform: dg.ResourceParam[Platform]) -> dg.MaterializeResult[Any]:
-        try:
+        with retried(context.retry_number):
             result = sync_view(view, platform.store, platform.online, platform.clock.now(), platform.catalogue)
-        except TransientError as error:
-            raise dg.RetryRequested(max_retries=MAXIMUM_RETRIES, seconds_to_wait=2 ** (context.retry_number + 1)) from error
         return dg.MaterializeResult(
             metadata={
                 "entities_written": result.entities_written,

@@ -1,5 +1,6 @@
 """The check `drift` as Dagster runs it: a warning with a plot when the newest quarter is unlike the year before, and never a failure."""
 
+import socket
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -12,9 +13,10 @@ from featurestore_dagster.calendars import calendar
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.features.equity_views import MOMENTUM_FEATURES
 from featurestore_dagster.model.drift import drift_windows
-from featurestore_dagster.orchestration import asset_keys
+from featurestore_dagster.orchestration import asset_keys, retries
 from featurestore_dagster.orchestration.drift import DRIFT, build_drift_job, build_drift_schedule, drift_checks
 from featurestore_dagster.orchestration.platform import Platform
+from featurestore_dagster.orchestration.sensors import freshness_checks
 from featurestore_dagster.projections.postgres_table import feature_schema
 from featurestore_dagster.projections.relation import stream_relation
 from featurestore_dagster.settings import Settings
@@ -78,3 +80,20 @@ def test_a_shift_is_a_warning_with_its_picture(fresh_database: Settings, shift: 
     assert (found["greatest_psi"] > 1) == (not passes)
     assert found["features"].count("data:image/svg+xml;base64,") == len(VIEW.features)
     assert ("PSI" in (evaluation.description or "")) == (not passes)
+
+
+def test_checks_wait_for_a_store_that_is_away(fresh_database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "MAXIMUM_RETRIES", 1)  # each waits seconds of real time
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        away = fresh_database.postgres.model_copy(update={"port": taken.getsockname()[1]})
+    platform = Platform(fresh_database.model_copy(update={"clock": NOW.isoformat(), "postgres_connection": away}), SMALL)
+    checks = [*drift_checks(SMALL), *freshness_checks(SMALL)]
+    definitions = dg.Definitions(
+        asset_checks=checks,
+        jobs=[dg.define_asset_job("checks", selection=dg.AssetSelection.checks(*checks), executor_def=dg.in_process_executor)],
+        resources={"platform": platform},
+    )
+    result = definitions.resolve_job_def("checks").execute_in_process(raise_on_error=False)
+    assert not result.success
+    repeated = [event.step_key for event in result.all_events if event.event_type == dg.DagsterEventType.STEP_UP_FOR_RETRY]
+    assert len(repeated) == len(checks)

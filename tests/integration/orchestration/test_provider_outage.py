@@ -23,7 +23,7 @@ from featurestore_dagster.features.sources import BINANCE
 from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.model.raw_table import Dataset
 from featurestore_dagster.model.time import Timeframe
-from featurestore_dagster.orchestration import partition_events
+from featurestore_dagster.orchestration import retries
 from featurestore_dagster.orchestration.alerting import build_alert_sensor
 from featurestore_dagster.orchestration.jobs import MarketPath
 from featurestore_dagster.orchestration.schedules import build_path_schedule
@@ -183,7 +183,7 @@ def calm_database(fresh_database: Settings, template_database: str) -> Settings:
 def test_a_day_without_the_provider_ends_like_an_undisturbed_one_and_is_told_once(
     fresh_database: Settings, calm_database: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partition_events, "MAXIMUM_RETRIES", 0)  # each waits seconds of real time; the client has retried already
+    monkeypatch.setattr(retries, "MAXIMUM_RETRIES", 0)  # each waits seconds of real time; the client has retried already
     with lived(calm_database, tmp_path / "calm", CALM_HOURS, range(0)) as calm:
         assert (calm.hook.taken, calm.provider.refused) == ([], 0)
         assert all(succeeded for _, succeeded in calm.outcomes)
