@@ -76,9 +76,9 @@ class Freshness:
     """What is known about one watermark at `now`; all instants UTC.
 
     `expected_event_timestamp`: the newest bar end that could be available. `due_at`: when the next value must be served (without a
-    watermark: when the expected one had to be). `next_due_at`: the first instant after `now` at which a value not yet served falls due.
-    `lag`: clock time since the next value became available, zero before that. `age_open`: open-market time since the watermark. Both
-    are None without a watermark.
+    watermark: when the newest one that is overdue had to be). `next_due_at`: the first instant after `now` at which a value not yet
+    served falls due. `lag`: clock time since the next value became available, zero before that. `age_open`: open-market time since the
+    watermark. Both are None without a watermark.
     """
 
     state: FreshnessState
@@ -126,9 +126,10 @@ def evaluate(expected: Expectation, watermark: datetime | None, now: datetime) -
     market, timeframe = expected.calendar, expected.timeframe
     allowance = expected.latency + expected.max_lag
     newest_available = market.latest_bar_end(timeframe, now - expected.latency)
-    next_deadline = _next_owed(expected, market.latest_bar_end(timeframe, now - allowance)) + allowance
+    newest_owed = market.latest_bar_end(timeframe, now - allowance)
+    next_deadline = _next_owed(expected, newest_owed) + allowance
     if watermark is None:
-        return Freshness(FreshnessState.NEVER, None, newest_available, newest_available + allowance, next_deadline, lag=None, age_open=None)
+        return Freshness(FreshnessState.NEVER, None, newest_available, newest_owed + allowance, next_deadline, lag=None, age_open=None)
     if watermark > now + CLOCK_SKEW:
         raise PointInTimeViolation(
             f"watermark {watermark.isoformat()} is ahead of the clock, {now.isoformat()}; allowed: at most {CLOCK_SKEW.seconds} s ahead. "

@@ -302,6 +302,13 @@ def test_waiting_without_data_never_betters_what_is_overdue(owed: Expectation, n
 
 
 @given(owed=EXPECTATIONS, now=NOWS)
+def test_what_never_came_has_been_overdue_since_an_instant_of_the_past(owed: Expectation, now: datetime) -> None:
+    result = evaluate(owed, None, now)
+    assert result.due_at <= now
+    assert result.due_at - owed.latency - owed.max_lag <= result.expected_event_timestamp
+
+
+@given(owed=EXPECTATIONS, now=NOWS)
 def test_the_expected_watermark_owes_nothing(owed: Expectation, now: datetime) -> None:
     expected = evaluate(owed, None, now).expected_event_timestamp
     assert expected + owed.latency <= now
