@@ -15,7 +15,19 @@ from typing import Any
 from rich.console import Console
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-BENCHMARKS = ("online", "http", "point_in_time", "history_size", "universe", "indicators", "events", "path", "freshness", "restatement")
+BENCHMARKS = (
+    "online",
+    "http",
+    "point_in_time",
+    "history_size",
+    "universe",
+    "indicators",
+    "events",
+    "path",
+    "freshness",
+    "restatement",
+    "backfill",
+)
 HEAD = """# Benchmarks
 
 What the commands printed when `make bench` last wrote this page. Machines are noisy: compare ratios, and look at the

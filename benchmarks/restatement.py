@@ -4,7 +4,6 @@ corrections  fifty bars of last month are corrected, one after the other, while 
              seconds from the publication to the new value in Redis; CPU seconds of the whole tree for each.
 ticks        the sensor over ten years of published sessions: with nothing new, and with its cursor lost.
 live bar     100 simulated symbols, 6 views: from the source's rows to a served vector, inside one process.
-backfill     `--backfill`: ten years of 500 simulated symbols, daily, raw and momentum_features, in runs of a year: seconds, peak memory.
 """
 
 import argparse
@@ -29,9 +28,6 @@ import dagster as dg
 import httpx
 import polars as pl
 import psutil
-from dagster._core.definitions.job_base import InMemoryJob
-from dagster._core.execution.api import execute_run
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from benchmarks.printing import show
 from featurestore_dagster.calendars import calendar
@@ -46,17 +42,11 @@ from featurestore_dagster.features.equity_views import (
 )
 from featurestore_dagster.features.event_views import FEATURE_VECTORS
 from featurestore_dagster.features.raw_tables import US_EQUITY_CANDLES_1D, US_EQUITY_CORPORATE_ACTIONS
-from featurestore_dagster.model.catalogue import Catalogue
-from featurestore_dagster.model.feature_view import FeatureView, Stream
+from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.model.time import FrozenClock
-from featurestore_dagster.orchestration.assets.online import build_online_asset
-from featurestore_dagster.orchestration.assets.raw import build_raw_asset
-from featurestore_dagster.orchestration.assets.views import build_stream_asset
-from featurestore_dagster.orchestration.drift import drift_checks
 from featurestore_dagster.orchestration.jobs import build_path_job, paths
 from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.orchestration.propagation import build_propagation_sensor
-from featurestore_dagster.pipeline.backfill import plan_backfill
 from featurestore_dagster.pipeline.publication import Pipeline
 from featurestore_dagster.serving.client import FeatureStoreClient
 from featurestore_dagster.serving.online_sync import sync_view
@@ -64,7 +54,6 @@ from featurestore_dagster.settings import Settings
 from featurestore_dagster.sources.simulator import Simulation, Simulator
 from featurestore_dagster.stores.embedded import EmbeddedServices
 from featurestore_dagster.stores.postgres import Ledger, PostgresStore
-from featurestore_dagster.stores.postgres.measurements import Measurements
 from featurestore_dagster.stores.postgres.restatements import Restatements
 from featurestore_dagster.stores.redis import RedisStore
 
@@ -78,7 +67,6 @@ WAIT_SECONDS = 120
 POLL_SECONDS = 0.02
 LIVE_SYMBOLS, LIVE_SESSIONS = 100, (date(2023, 1, 3), date(2024, 12, 31))
 LIVE_VIEWS = (DAILY_OHLCV_STATS, MOMENTUM_FEATURES, TECHNICAL_INDICATORS_VIEW, PRICE_VOLUME_FEATURES, TA_GRID_1D, FEATURE_VECTORS)
-BACKFILL_SYMBOLS, BACKFILL_SESSIONS = 500, (date(2015, 1, 2), date(2024, 12, 31))
 START_SENSOR = """mutation { startSensor(sensorSelector: {repositoryLocationName: "featurestore", repositoryName: "__repository__",
     sensorName: "propagation_sensor"}) { __typename ... on PythonError { message } } }"""
 
@@ -88,20 +76,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--corrections", type=int, default=50, help="number of corrections (default: %(default)s)")
-    parser.add_argument("--backfill", action="store_true", help="measure the backfill of 500 symbols, and nothing else")
     options = parser.parse_args()
     load = os.getloadavg()[0]
     results: Results = {"machine": {"cores": os.cpu_count() or 0, "load average before": load, "python": sys.version.split()[0]}}
-    if options.backfill:
-        results["ten-year daily backfill, 500 symbols, raw to Redis"] = backfill()
-    else:
-        results |= restatement(options.corrections)
-        results["one live bar, 100 symbols, 6 views, raw to served vector"] = live_bar()
+    results |= restatement(options.corrections)
+    results["one live bar, 100 symbols, 6 views, raw to served vector"] = live_bar()
     show(results, as_json=options.json)
 
 
 @contextmanager
-def _stores(**settings: Any) -> Iterator[Settings]:
+def stores(**settings: Any) -> Iterator[Settings]:
+    """Servers with the catalogue's tables, in a data folder that is deleted."""
     with (
         tempfile.TemporaryDirectory(prefix="featurestore-bench-", ignore_cleanup_errors=True) as folder,
         EmbeddedServices(Settings(data_folder=Path(folder), **settings)) as running,
@@ -116,7 +101,7 @@ def _stores(**settings: Any) -> Iterator[Settings]:
 def restatement(count: int) -> Results:
     """Ten years of the samples' daily bars, the sensor's ticks over them, and corrections of the last two months."""
     minutes = (datetime.now(UTC) - EVENING) // timedelta(minutes=1)
-    with _stores(clock=f"-P{minutes // 1440}DT{minutes % 1440 // 60}H{minutes % 60}M") as settings:
+    with stores(clock=f"-P{minutes // 1440}DT{minutes % 1440 // 60}H{minutes % 60}M") as settings:
         filled = run_path(settings, "XNYS", FIRST, LAST, quiet=True)
         if filled is None or not filled.succeeded:
             raise SystemExit(f"the fill failed: {filled and filled.failures}")
@@ -127,7 +112,7 @@ def _ticks(settings: Settings) -> dict[str, float | int | str]:
     catalogue = CATALOGUE.with_sources(settings.source_names)
     sensor = build_propagation_sensor(catalogue, {path.name: build_path_job(catalogue, path) for path in paths(catalogue)}, watch_seconds=0)
     platform = Platform(settings, catalogue)
-    counted = _query(settings, "select count(distinct relation), count(distinct partition_key), count(*) from ops.publications")[0]
+    counted = query(settings, "select count(distinct relation), count(distinct partition_key), count(*) from ops.publications")[0]
 
     def tick(cursor: str | None) -> tuple[float, str | None]:
         with dg.DagsterInstance.ephemeral() as instance:
@@ -182,7 +167,7 @@ def _corrections(settings: Settings, count: int) -> dict[str, float | int | str]
             _wait(lambda: served() != known, f"correction {number} of {entity} did not arrive")  # noqa: B023
             seconds.append(time.perf_counter() - published)
             _wait(lambda: not Restatements(settings.postgres).requests(status="requested"), "the request was not closed", 0.5)
-            [(taken,)] = _query(
+            [(taken,)] = query(
                 settings,
                 "select extract(epoch from max(published_at) - min(published_at))::float8 from ops.publications where run_id ="
                 " (select run_id from ops.restatements order by restatement_id desc limit 1)",
@@ -261,7 +246,8 @@ class SimulatedPlatform(Platform):
         return Pipeline(self.catalogue, self.store, self.ledger, self.clock, self.simulator.fetch)
 
 
-def _simulated(settings: Settings, sessions: tuple[date, date], symbols: int, *views: FeatureView) -> SimulatedPlatform:
+def simulated(settings: Settings, sessions: tuple[date, date], symbols: int, *views: FeatureView) -> SimulatedPlatform:
+    """A market without faults, and the first stream of each view, on the evening of the last session."""
     datasets = (US_EQUITY_CANDLES_1D, US_EQUITY_CORPORATE_ACTIONS)
     simulation = Simulation(*sessions, symbol_count=symbols, with_faults=False)
     clock = FrozenClock(calendar("XNYS").session(sessions[1]).closes + timedelta(hours=3))
@@ -278,8 +264,8 @@ def _simulated(settings: Settings, sessions: tuple[date, date], symbols: int, *v
 
 def live_bar() -> dict[str, float | int | str]:
     """The last session of a market whose earlier ones are published."""
-    with _stores(environment="test") as settings:
-        platform = _simulated(settings, LIVE_SESSIONS, LIVE_SYMBOLS, *LIVE_VIEWS)
+    with stores(environment="test") as settings:
+        platform = simulated(settings, LIVE_SESSIONS, LIVE_SYMBOLS, *LIVE_VIEWS)
         views = platform.catalogue.views
         keys = [day.isoformat() for day in calendar("XNYS").sessions(*LIVE_SESSIONS)["session"]]
 
@@ -308,10 +294,9 @@ def live_bar() -> dict[str, float | int | str]:
         steps = run(keys[-1:])
         client = FeatureStoreClient(settings.model_copy(update={"clock": platform.clock.now().isoformat()}))
         references = [f"{view.name}:{name}" for view in LIVE_VIEWS if view.online for name in view.feature_names]
-        answer = client.get_online_features(references, [{"symbol": s, "timeframe": "1d"} for s in platform.simulator.simulation.symbols])
+        client.get_online_features(references, [{"symbol": s, "timeframe": "1d"} for s in platform.simulator.simulation.symbols])
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         client.close()
-        newest = {row["event_timestamp"] for row in answer.to_dicts()} if hasattr(answer, "to_dicts") else set()
         return {
             "seconds": seconds,
             "CPU seconds of this process": cpu,
@@ -319,65 +304,7 @@ def live_bar() -> dict[str, float | int | str]:
             "views": len(views),
             "features": len(references),
             **{f"  {name} (s)": value for name, value in steps.items()},
-            **({"newest rows": len(newest)} if newest else {}),
         }
-
-
-def backfill() -> dict[str, float | int | str]:
-    """As `featurestore backfill momentum_features`: Dagster runs of one chunk each, in this process, recorded in Postgres."""
-    with _stores(environment="test") as settings:
-        platform = _simulated(settings, BACKFILL_SESSIONS, BACKFILL_SYMBOLS, MOMENTUM_FEATURES)
-        view, stream = platform.catalogue.views[0], platform.catalogue.views[0].streams[0]
-        keys = [day.isoformat() for day in calendar("XNYS").sessions(*BACKFILL_SESSIONS)["session"]]
-        measured = Measurements(settings.postgres)
-        plan = plan_backfill(platform.pipeline, measured, view, stream, keys, platform.catalogue.datasets)
-        definitions = _definitions(platform, view, stream)
-        job = definitions.resolve_job_def("xnys_path")
-        os.environ.update(settings.exports())
-        with tempfile.TemporaryDirectory() as home:
-            (Path(home) / "dagster.yaml").write_text((Path(__file__).parent.parent / "dagster.yaml").read_text())
-            with dg.DagsterInstance.from_config(home) as instance:
-                began, cpu = time.perf_counter(), time.process_time()
-                by_chunk = []
-                for chunk in plan.chunks:
-                    chunk_began = time.perf_counter()
-                    tags = {ASSET_PARTITION_RANGE_START_TAG: chunk[0], ASSET_PARTITION_RANGE_END_TAG: chunk[-1]}
-                    config = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-                    run = instance.create_run_for_job(job, run_config=config, tags=tags)
-                    execute_run(InMemoryJob(job), run, instance)
-                    finished = instance.get_run_by_id(run.run_id)
-                    if finished is None or not finished.is_success:
-                        raise SystemExit(f"the run of {chunk[0]}..{chunk[-1]} failed: see its events")
-                    by_chunk.append(time.perf_counter() - chunk_began)
-                seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-        [(rows,)] = _query(settings, "select sum(rows_published)::bigint from ops.publications")
-        again = plan_backfill(platform.pipeline, measured, view, stream, keys, platform.catalogue.datasets)
-        return {
-            "seconds": seconds,
-            "CPU seconds of this process": cpu,
-            "peak memory (MiB)": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "sessions": len(keys),
-            "chunks": len(plan.chunks),
-            "median chunk (s)": statistics.median(by_chunk),
-            "rows published": rows,
-            "rows per second": rows / seconds,
-            "left to do afterwards": len(again.stale),
-        }
-
-
-def _definitions(platform: SimulatedPlatform, view: FeatureView, stream: Stream) -> dg.Definitions:
-    catalogue: Catalogue = platform.catalogue
-    path = next(path for path in paths(catalogue) if (view, stream) in path.streams(catalogue))
-    return dg.Definitions(
-        assets=[
-            *(build_raw_asset(catalogue, dataset, platform.clock) for dataset in catalogue.datasets),
-            build_stream_asset(catalogue, view, stream, platform.clock),
-            build_online_asset(view),
-        ],
-        asset_checks=drift_checks(catalogue),
-        jobs=[build_path_job(catalogue, path)],
-        resources={"platform": platform},
-    )
 
 
 def _wait(found: Callable[[], Any], complaint: str, poll_seconds: float = POLL_SECONDS) -> None:
@@ -388,7 +315,8 @@ def _wait(found: Callable[[], Any], complaint: str, poll_seconds: float = POLL_S
         time.sleep(poll_seconds)
 
 
-def _query(settings: Settings, text: str) -> list[tuple[Any, ...]]:
+def query(settings: Settings, text: str) -> list[tuple[Any, ...]]:
+    """Rows of a query of the deployment's database."""
     import psycopg
 
     with psycopg.connect(settings.postgres.conninfo) as connection:
