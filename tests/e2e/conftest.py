@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+from psycopg import sql
 
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).parent / "featurestore"
@@ -71,6 +73,28 @@ def wait_for(found: Callable[[], Any], seconds: float, explain: Callable[[], obj
             return answer
         time.sleep(0.5)
     pytest.fail(f"nothing after {seconds} s: {explain()}")
+
+
+@contextlib.contextmanager
+def held(connection: psycopg.Connection[Any], relation: str, first_partition: str) -> Iterator[None]:
+    """Whoever publishes partitions of the relation from the first one on waits until the block ends. The connection commits by itself."""
+    connection.execute("select pg_advisory_lock(1)")
+    connection.execute(
+        "create function public.hold() returns trigger language plpgsql as "
+        "$$begin perform pg_advisory_xact_lock_shared(1); return new; end$$"
+    )
+    condition = sql.SQL("new.relation = {} and new.partition_key >= {}").format(relation, first_partition)
+    connection.execute(
+        sql.SQL("create trigger hold before insert on ops.publications for each row when ({}) execute function public.hold()").format(
+            condition
+        )
+    )
+    try:
+        yield
+    finally:
+        connection.execute("select pg_advisory_unlock(1)")
+        connection.execute("drop trigger hold on ops.publications")
+        connection.execute("drop function public.hold")
 
 
 @pytest.fixture(scope="session")

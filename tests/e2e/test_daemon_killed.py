@@ -11,8 +11,8 @@ import pytest
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.embedded import running_settings
 from featurestore_dagster.stores.postgres.connection import connect
-from tests.e2e.conftest import Installation, running, wait_for
-from tests.e2e.test_kill import HASHES, MOMENTUM, RANGE, _published
+from tests.e2e.conftest import Installation, held, running, wait_for
+from tests.e2e.test_kill import HASHES, MOMENTUM, RANGE, SECOND_CHUNK, _published
 from tests.unit.pipeline.frames import keys_between
 
 ASSETS = (
@@ -45,9 +45,9 @@ def test_daemon_and_worker_killed_amid_a_backfill_of_the_ui(tmp_path: Path) -> N
         daemon = _daemon(killed)
         before = {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
         params = {"assetSelection": [{"path": key.split("/")} for key in ASSETS], "partitionNames": keys_between(*RANGE[2:])}
-        launched = _asked(ui, LAUNCH, params=params)["launchPartitionBackfill"]
         settings = running_settings(Settings(data_folder=killed.folder))
-        with connect(settings.postgres, autocommit=True) as connection:
+        with connect(settings.postgres, autocommit=True) as connection, held(connection, MOMENTUM, SECOND_CHUNK):
+            launched = _asked(ui, LAUNCH, params=params)["launchPartitionBackfill"]
             wait_for(lambda: connection.execute(count).fetchone() != (0,), LONGEST_SECONDS, lambda: launched)
             workers = [child for child in psutil.Process(process.pid).children(recursive=True) if child.pid not in before]
             for one in (psutil.Process(daemon), *workers):

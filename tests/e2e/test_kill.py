@@ -16,10 +16,11 @@ from featurestore_dagster.stores.embedded import EmbeddedServices
 from featurestore_dagster.stores.postgres import Ledger, PostgresStore
 from featurestore_dagster.stores.postgres.connection import connect
 from featurestore_dagster.stores.postgres.restatements import WAITING, Restatement, Restatements
-from tests.e2e.conftest import COMMAND, DEMO_CLOCK, Installation
+from tests.e2e.conftest import COMMAND, DEMO_CLOCK, Installation, held
 
 MOMENTUM = "features.momentum_features.us_equity_1d"
 RANGE = ("backfill", "momentum_features", "2016-01-04", "2017-12-29")
+SECOND_CHUNK = "2017-01-03"
 HASHES = """select distinct on (relation, partition_key) relation, partition_key, content_hash, rows_total from ops.publications
 order by relation, partition_key, publication_id desc"""
 
@@ -35,18 +36,20 @@ def test_killed_backfill_ends_like_an_undisturbed_one(tmp_path):
 
     assert killed.run("apply").returncode == 0
     count = "select count(*) from ops.publications where relation = 'features.momentum_features.us_equity_1d'"
-    with EmbeddedServices(Settings(data_folder=killed.folder)) as settings:
+    with (
+        EmbeddedServices(Settings(data_folder=killed.folder)) as settings,
+        connect(settings.postgres, autocommit=True) as connection,
+        held(connection, MOMENTUM, SECOND_CHUNK),
+    ):
         process = subprocess.Popen([COMMAND, *RANGE], env=killed.environment, start_new_session=True, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 180
-        with connect(settings.postgres, autocommit=True) as connection:
-            while not connection.execute(count).fetchone()[0]:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+        while not connection.execute(count).fetchone()[0]:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        with connect(settings.postgres) as connection:
-            done = connection.execute(count).fetchone()[0]
+        done = connection.execute(count).fetchone()[0]
     assert 0 < done < 503, "the kill must fall between two chunks of the view"
 
     left = [row for row in killed.json(*RANGE, "--preview") if row["stream"] == "us_equity_1d"]
