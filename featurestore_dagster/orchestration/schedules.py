@@ -120,9 +120,12 @@ def build_refetch_schedule(catalogue: Catalogue, path: MarketPath) -> dg.Schedul
         if platform.clock.replayed is None and (later := _tick_between(context, [REFETCH_CRON], market.time_zone, now)):
             return dg.SkipReason(f"missed: the tick of {later.isoformat()} asks for the last sessions")
         last = market.previous_sessions(market.session_at(now).label, 1)
+        ended_at = market.session(last).window_end
+        if ended_at <= now - timedelta(days=1):
+            return dg.SkipReason(f"calendar {path.calendar}: session {last} ended at {ended_at.isoformat()} and was fetched again since")
         first = max(market.previous_sessions(last, REFETCHED_SESSIONS - 1), first_session(catalogue, path.calendar))
         return dg.RunRequest(
-            run_key=f"refetch:{last}",  # the morning after a holiday asks for nothing new
+            run_key=f"refetch:{last}",
             asset_selection=assets,
             partition_key=last.isoformat() if first == last else None,
             tags={PRIORITY_TAG: REFETCH_PRIORITY, **range_tags(first.isoformat(), last.isoformat())},

@@ -14,7 +14,7 @@ from tests.unit.pipeline.frames import EQUITIES
 
 PATH = MarketPath("XNYS")
 CORRECTED, TOO_OLD = WEEKS[-REFETCHED_SESSIONS], WEEKS[-REFETCHED_SESSIONS - 1]
-MORNING = datetime(2018, 12, 10, 11, tzinfo=UTC)
+MORNING = datetime(2018, 12, 8, 11, tzinfo=UTC)
 
 
 def refetch(daemon: Daemon, morning: datetime) -> dg.RunRequest:

@@ -99,9 +99,9 @@ def test_of_the_ticks_that_a_daemon_missed_only_the_newest_asks(monkeypatch: pyt
     ("calendar_name", "local", "first", "last"),
     [
         pytest.param("XNYS", "2018-12-28T06:00", "2018-12-20", "2018-12-27", id="Christmas between"),
-        pytest.param("XNYS", "2026-03-09T06:00", "2026-03-02", "2026-03-06", id="first morning of summer time"),
+        pytest.param("XNYS", "2026-03-10T06:00", "2026-03-03", "2026-03-09", id="after the first session of summer time"),
         pytest.param("XNYS", "2026-03-07T06:00", "2026-03-02", "2026-03-06", id="Saturday"),
-        pytest.param("FX", "2026-03-09T06:00", "2026-03-01", "2026-03-05", id="Sunday's session is still open"),
+        pytest.param("FX", "2026-03-10T06:00", "2026-03-02", "2026-03-08", id="Monday evening's session is still open"),
     ],
 )
 def test_each_morning_the_last_sessions_that_are_over_are_fetched_again(calendar_name: str, local: str, first: str, last: str) -> None:
@@ -111,6 +111,16 @@ def test_each_morning_the_last_sessions_that_are_over_are_fetched_again(calendar
     assert (request.run_key, request.partition_key) == (f"refetch:{last}", None)
     assert (request.tags["dagster/asset_partition_range_start"], request.tags["dagster/asset_partition_range_end"]) == (first, last)
     assert set(request.asset_selection or ()) == {asset_keys.raw(dataset) for dataset in path.delivered(CATALOGUE)}
+
+
+@pytest.mark.parametrize(
+    ("calendar_name", "local"),
+    [("XNYS", "2026-03-08T06:00"), ("XNYS", "2026-03-09T06:00"), ("XNYS", "2018-12-26T06:00"), ("FX", "2026-03-09T06:00")],
+)
+def test_a_morning_after_no_session_fetches_nothing_again(calendar_name: str, local: str) -> None:
+    answer = tick(build_refetch_schedule(CATALOGUE, MarketPath(calendar_name)), new_york(local))
+    assert isinstance(answer, dg.SkipReason)
+    assert "was fetched again since" in str(answer.skip_message)
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.name) for path in paths(CATALOGUE) if path.streams(CATALOGUE)])
