@@ -127,6 +127,7 @@ def build_refetch_schedule(catalogue: Catalogue, path: MarketPath) -> dg.Schedul
         return dg.RunRequest(
             run_key=f"refetch:{last}",
             asset_selection=assets,
+            asset_check_keys=[dg.AssetCheckKey(key, asset_keys.AUDIT) for key in assets],  # the UI's preview takes none for no checks
             partition_key=last.isoformat() if first == last else None,
             tags={PRIORITY_TAG: REFETCH_PRIORITY, **range_tags(first.isoformat(), last.isoformat())},
         )

@@ -111,6 +111,9 @@ def test_each_morning_the_last_sessions_that_are_over_are_fetched_again(calendar
     assert (request.run_key, request.partition_key) == (f"refetch:{last}", None)
     assert (request.tags["dagster/asset_partition_range_start"], request.tags["dagster/asset_partition_range_end"]) == (first, last)
     assert set(request.asset_selection or ()) == {asset_keys.raw(dataset) for dataset in path.delivered(CATALOGUE)}
+    assert {(check.asset_key, check.name) for check in request.asset_check_keys or ()} == {
+        (key, asset_keys.AUDIT) for key in request.asset_selection or ()
+    }
 
 
 @pytest.mark.parametrize(
