@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -79,12 +79,14 @@ class Served:
         """The servers stand still: they accept connections, and never answer."""
         stopped = [process for name in names for process in self.processes(name)]
         for process in stopped:
-            process.suspend()
+            with suppress(psutil.NoSuchProcess):  # a connection that was just ending
+                process.suspend()
         try:
             yield
         finally:
             for process in stopped:
-                process.resume()
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
 
     @contextmanager
     def locked(self, table: str) -> Iterator[None]:
