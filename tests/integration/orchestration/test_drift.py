@@ -1,6 +1,5 @@
 """The check `drift` as Dagster runs it: a warning with a plot when the newest quarter is unlike the year before, and never a failure."""
 
-import socket
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -20,6 +19,7 @@ from featurestore_dagster.orchestration.sensors import freshness_checks
 from featurestore_dagster.projections.postgres_table import feature_schema
 from featurestore_dagster.projections.relation import stream_relation
 from featurestore_dagster.settings import Settings
+from featurestore_dagster.stores.embedded import processes
 
 NOW = datetime(2018, 12, 31, 22, tzinfo=UTC)
 STREAM = MOMENTUM_FEATURES.streams[0]
@@ -84,8 +84,7 @@ def test_a_shift_is_a_warning_with_its_picture(fresh_database: Settings, shift: 
 
 def test_checks_wait_for_a_store_that_is_away(fresh_database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "MAXIMUM_RETRIES", 1)  # each waits seconds of real time
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        away = fresh_database.postgres.model_copy(update={"port": taken.getsockname()[1]})
+    away = fresh_database.postgres.model_copy(update={"port": processes.free_port()})
     platform = Platform(fresh_database.model_copy(update={"clock": NOW.isoformat(), "postgres_connection": away}), SMALL)
     checks = [*drift_checks(SMALL), *freshness_checks(SMALL)]
     definitions = dg.Definitions(
