@@ -43,7 +43,7 @@ READ_SECONDS = 1.0
 WRITE_SECONDS = 30.0
 """A batch of a bulk write may wait for a snapshot or a slow disk; nobody waits for it at a screen."""
 ATTEMPTS = 100
-WRITING_CONNECTIONS = 4
+WRITING_CONNECTIONS = 3
 """So many batches of a bulk write are on their way: the server works on one while another is decided."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
