@@ -27,6 +27,8 @@ TOKEN_VARIABLE = "_FEATURESTORE_TREE"  # noqa: S105 - a name; without the prefix
 STOP_SECONDS = 4
 """Patience with each stage of an orderly end before SIGKILL."""
 LOCK_SECONDS = 60
+REUSE_SECONDS = 2
+"""No process number is given to another process so soon."""
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Record:
     Attributes:
         token: Carried in the environment of each process of the tree, which tells it from any other process for certain.
         webserver_host: Address that the webserver listens on.
-        entries: Process id, creation time and port by name.
+        entries: Process id, creation time after the boot and port by name.
     """
 
     token: str = ""
@@ -61,19 +63,26 @@ class Record:
     def add(self, name: str, process_id: int, port: int | None = None) -> None:
         """Note a process; one that ended already is not noted."""
         with suppress(psutil.NoSuchProcess):
-            self.entries[name] = {"process_id": process_id, "created": psutil.Process(process_id).create_time(), "port": port}
+            created = _seconds_after_boot(psutil.Process(process_id))
+            self.entries[name] = {"process_id": process_id, "seconds_after_boot": created, "port": port}
 
     def process(self, name: str) -> psutil.Process | None:
         """The noted process if it still lives: its number alone may have been given to another."""
         with suppress(KeyError, psutil.Error):
             process = psutil.Process(self.entries[name]["process_id"])
-            if process.create_time() == self.entries[name]["created"] and processes.alive(process):
+            is_same = abs(_seconds_after_boot(process) - self.entries[name]["seconds_after_boot"]) < REUSE_SECONDS
+            if is_same and processes.alive(process):
                 return process
         return None
 
     def port(self, name: str) -> int | None:
         """Port of a living process."""
         return self.entries[name]["port"] if self.process(name) else None
+
+
+def _seconds_after_boot(process: psutil.Process) -> float:
+    """When it was created; both terms move with the clock when that is set, and their difference does not."""
+    return float(process.create_time() - psutil.boot_time())
 
 
 def tree_processes(token: str) -> list[psutil.Process]:
