@@ -139,7 +139,8 @@ def test_previous_sessions_counts_sessions(name: str, day: date, count: int) -> 
     market = calendar(name)
     back = market.previous_sessions(day, count)
     assert market.is_session(back)
-    assert market.sessions(back, day).height == count + 1
+    known = market.sessions(market.first_day, day).height  # the beginning of a calendar is where counting ends
+    assert market.sessions(back, day).height == min(count + 1, known)
 
 
 @given(name=st.sampled_from(NAMES), start=DATES, days=st.integers(0, 400))
