@@ -24,6 +24,7 @@ KEEPALIVE = "set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5; set 
 """A host that died says nothing: Postgres asks its side of the connection, and gives up after half a minute."""
 
 LOCK = text("select pg_advisory_lock_shared(hashtextextended(:run_id, 0))")
+UNLOCK = text("select pg_advisory_unlock_shared(hashtextextended(:run_id, 0))")
 FREE = text(
     "select run_id from unnest(cast(:run_ids as text[])) as run_id"
     " where clock_timestamp() - pg_postmaster_start_time() > make_interval(secs => :grace)"
@@ -49,9 +50,11 @@ class RunLock:
         self._keeper.start()
 
     def release(self) -> None:
-        """Give it back."""
+        """Give it back; it is free when this returns (a connection that is closed keeps its locks until Postgres has noticed)."""
         self._released.set()
         self._keeper.join(KEEP_SECONDS)
+        with suppress(SQLAlchemyError):
+            self._connection.execute(UNLOCK, {"run_id": self._run_id})
         with suppress(SQLAlchemyError):
             self._connection.close()
 
