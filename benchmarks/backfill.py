@@ -16,12 +16,12 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from benchmarks.printing import show
 from benchmarks.restatement import SimulatedPlatform, query, simulated, stores
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.features.equity_views import MOMENTUM_FEATURES
+from featurestore_dagster.launch import QUIET
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.orchestration.assets.online import build_online_asset
@@ -29,6 +29,7 @@ from featurestore_dagster.orchestration.assets.raw import build_raw_asset
 from featurestore_dagster.orchestration.assets.views import build_stream_asset
 from featurestore_dagster.orchestration.drift import drift_checks
 from featurestore_dagster.orchestration.jobs import build_path_job, paths
+from featurestore_dagster.orchestration.partitions import range_tags
 from featurestore_dagster.pipeline.backfill import plan_backfill
 from featurestore_dagster.stores.postgres.measurements import Measurements
 
@@ -64,9 +65,7 @@ def backfill(symbols: int) -> dict[str, float | int | str]:
                 by_chunk = []
                 for chunk in plan.chunks:
                     chunk_began = time.perf_counter()
-                    tags = {ASSET_PARTITION_RANGE_START_TAG: chunk[0], ASSET_PARTITION_RANGE_END_TAG: chunk[-1]}
-                    config = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-                    run = instance.create_run_for_job(job, run_config=config, tags=tags)
+                    run = instance.create_run_for_job(job, run_config=QUIET, tags=range_tags(chunk[0], chunk[-1]))
                     execute_run(InMemoryJob(job), run, instance)
                     finished = instance.get_run_by_id(run.run_id)
                     if finished is None or not finished.is_success:

@@ -17,11 +17,12 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run_iterator
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PARTITION_NAME_TAG
+from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from featurestore_dagster.orchestration import asset_keys
 from featurestore_dagster.orchestration.jobs import BACKFILL_TAG
 from featurestore_dagster.orchestration.live_runs import end_abandoned
+from featurestore_dagster.orchestration.partitions import range_tags
 
 STEP_EVENTS = {
     dg.DagsterEventType.STEP_START: "started",
@@ -57,7 +58,7 @@ def main(*runs: str) -> int:
 
 def _run(wanted: Mapping[str, Any], defs: dg.Definitions, instance: dg.DagsterInstance) -> bool:
     first, last, tags = wanted["first"], wanted["last"], wanted.get("tags", {})
-    span = {PARTITION_NAME_TAG: first} if first == last else {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
+    span = range_tags(first, last) or {PARTITION_NAME_TAG: first}
     assets = set(map(dg.AssetKey.from_user_string, wanted.get("assets", ())))
     if marts := [key.path[-1] for key in assets if key.path[0] == "marts"]:
         assets |= asset_keys.mart_models(*marts).resolve(defs.resolve_asset_graph())

@@ -14,7 +14,7 @@ from featurestore_dagster.features.services import OBSERVATION_15D
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
-from featurestore_dagster.model.time import Timeframe
+from featurestore_dagster.model.time import Clock, Timeframe
 from featurestore_dagster.orchestration import asset_keys
 from featurestore_dagster.orchestration.jobs import SLOW, MarketPath
 from featurestore_dagster.orchestration.partitions import first_session, range_tags
@@ -33,6 +33,7 @@ LIVE_PRIORITY = "10"
 """In Dagster's queue: before propagation, and before backfills, which have 0."""
 
 REFETCH_PRIORITY = "1"
+"""After propagation, before backfills."""
 
 
 def longest_lag(catalogue: Catalogue, path: MarketPath) -> timedelta:
@@ -61,7 +62,7 @@ def build_path_schedule(catalogue: Catalogue, path: MarketPath) -> dg.ScheduleDe
     )
     def path_schedule(context: dg.ScheduleEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.RunRequest | dg.SkipReason:
         now = platform.clock.now()
-        if platform.clock.replayed is None and (later := _tick_between(context, crons, market.time_zone, now)):
+        if later := _later_tick(context, crons, market.time_zone, platform.clock):
             # A daemon that was down hands in the ticks that it missed: the newest one asks for all that is new.
             return dg.SkipReason(f"missed: the tick of {later.isoformat()} asks for the session, the propagation sensor for earlier ones")
         label = _newest_session(market, timeframes, now)
@@ -117,7 +118,7 @@ def build_refetch_schedule(catalogue: Catalogue, path: MarketPath) -> dg.Schedul
     )
     def refetch_schedule(context: dg.ScheduleEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.RunRequest | dg.SkipReason:
         now = platform.clock.now()
-        if platform.clock.replayed is None and (later := _tick_between(context, [REFETCH_CRON], market.time_zone, now)):
+        if later := _later_tick(context, [REFETCH_CRON], market.time_zone, platform.clock):
             return dg.SkipReason(f"missed: the tick of {later.isoformat()} asks for the last sessions")
         last = market.previous_sessions(market.session_at(now).label, 1)
         ended_at = market.session(last).window_end
@@ -127,7 +128,9 @@ def build_refetch_schedule(catalogue: Catalogue, path: MarketPath) -> dg.Schedul
         return dg.RunRequest(
             run_key=f"refetch:{last}",
             asset_selection=assets,
-            asset_check_keys=[dg.AssetCheckKey(key, asset_keys.AUDIT) for key in assets],  # the UI's preview takes none for no checks
+            asset_check_keys=[
+                dg.AssetCheckKey(key, asset_keys.AUDIT) for key in assets
+            ],  # named, since the UI's preview leaves checks out otherwise
             partition_key=last.isoformat() if first == last else None,
             tags={PRIORITY_TAG: REFETCH_PRIORITY, **range_tags(first.isoformat(), last.isoformat())},
         )
@@ -135,11 +138,13 @@ def build_refetch_schedule(catalogue: Catalogue, path: MarketPath) -> dg.Schedul
     return refetch_schedule
 
 
-def _tick_between(context: dg.ScheduleEvaluationContext, crons: Sequence[str], time_zone: str, now: datetime) -> datetime | None:
-    """The first tick after the context's, when it is not in the future."""
+def _later_tick(context: dg.ScheduleEvaluationContext, crons: Sequence[str], time_zone: str, clock: Clock) -> datetime | None:
+    """The first tick after the context's, when it is not in the future; None on a replayed clock, which ticks do not follow."""
+    if clock.replayed is not None:
+        return None
     since = context.scheduled_execution_time.timestamp() + 1
     later = next(schedule_execution_time_iterator(since, crons, time_zone, ascending=True))
-    return later if later <= now else None
+    return later if later <= clock.now() else None
 
 
 def _newest_session(market: MarketCalendar, timeframes: Iterable[Timeframe], now: datetime) -> date:
