@@ -94,6 +94,7 @@ class Vigil:
     """
 
     def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
         self._arrivals = select.poll()
         self._arrivals.register(descriptor, select.POLLIN)
         self._asleep = 0
@@ -266,8 +267,7 @@ class AsyncConnection(asyncio.Protocol):
         """Called by the loop."""
         self._transport = transport
         if transport.get_extra_info("sslcontext") is None:  # else what arrives is not yet readable
-            self._descriptor = transport.get_extra_info("socket").fileno()
-            self._vigil = Vigil(self._descriptor)
+            self._vigil = Vigil(transport.get_extra_info("socket").fileno())
 
     def data_received(self, data: bytes) -> None:
         """Called by the loop."""
@@ -291,7 +291,7 @@ class AsyncConnection(asyncio.Protocol):
         self._transport.write(sent)
         # A loop may send later only (uvloop does): then nothing comes before we sleep.
         if awake and self._vigil and not self._transport.get_write_buffer_size() and self._vigil.arrived(inf):
-            if received := os.read(self._descriptor, RECEIVE_BYTES):  # nothing: the server closed, which the loop will tell
+            if received := os.read(self._vigil.descriptor, RECEIVE_BYTES):  # nothing: the server closed, which the loop will tell
                 self.data_received(received)
             await asyncio.sleep(0)  # who only reads must not keep the loop from all others
         await self._awaited[0]
