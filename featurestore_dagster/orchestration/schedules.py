@@ -128,9 +128,8 @@ def build_refetch_schedule(catalogue: Catalogue, path: MarketPath) -> dg.Schedul
         return dg.RunRequest(
             run_key=f"refetch:{last}",
             asset_selection=assets,
-            asset_check_keys=[
-                dg.AssetCheckKey(key, asset_keys.AUDIT) for key in assets
-            ],  # named, since the UI's preview leaves checks out otherwise
+            # Named, since the UI's preview would ask for none.
+            asset_check_keys=[dg.AssetCheckKey(key, asset_keys.AUDIT) for key in assets],
             partition_key=last.isoformat() if first == last else None,
             tags={PRIORITY_TAG: REFETCH_PRIORITY, **range_tags(first.isoformat(), last.isoformat())},
         )
