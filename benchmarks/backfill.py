@@ -7,7 +7,6 @@ import argparse
 import os
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from datetime import date
@@ -17,7 +16,7 @@ import dagster as dg
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run
 
-from benchmarks.printing import show
+from benchmarks.printing import machine, show
 from benchmarks.restatement import SimulatedPlatform, query, simulated, stores
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.features.equity_views import MOMENTUM_FEATURES
@@ -42,9 +41,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--symbols", type=int, default=SYMBOLS, help="number of simulated symbols (default: %(default)s)")
     options = parser.parse_args()
-    machine = {"cores": os.cpu_count() or 0, "load average before": os.getloadavg()[0], "python": sys.version.split()[0]}
+    before = machine()
     title = f"ten-year daily backfill, {options.symbols} symbols, raw to Redis"
-    show({"machine": machine, title: backfill(options.symbols)}, as_json=options.json)
+    show({"machine": before, title: backfill(options.symbols)}, as_json=options.json)
 
 
 def backfill(symbols: int) -> dict[str, float | int | str]:

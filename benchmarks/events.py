@@ -6,16 +6,14 @@ the peak memory of the process so far.
 """
 
 import argparse
-import os
 import resource
-import sys
 import time
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import polars as pl
 
-from benchmarks.printing import show
+from benchmarks.printing import machine, show
 from featurestore_dagster.features.event_views import EVENT_FEATURES_1H, SENTIMENT_FEATURES_VIEW
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.model.indicator import Grain
@@ -43,7 +41,7 @@ def measure(events: int, symbols: int = 100, days: int = 10) -> dict[str, dict[s
     minutes = pl.datetime_range(START, START + timedelta(days=days), "1m", closed="right", eager=True).alias("event_timestamp")
     rows = told.select(pl.col("symbol").unique()).join(minutes.to_frame(), how="cross")
     return {
-        "machine": {"cores": os.cpu_count() or 0, "load average before": os.getloadavg()[0], "python": sys.version.split()[0]},
+        "machine": machine(),
         "input": {"events": told.height, "rows": rows.height, "peak memory (MiB)": _peak_mebibytes()},
         "event_features_1h, every minute": _timed(EVENT_FEATURES_1H, rows, told),
         "sentiment_features_view, every quarter of an hour": _timed(

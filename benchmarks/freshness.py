@@ -6,9 +6,7 @@ median of five, and the first, which opens connections and counts the backlog in
 """
 
 import argparse
-import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +18,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from benchmarks.printing import show
+from benchmarks.printing import machine, show
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.features.equity_views import DAILY_OHLCV_STATS
@@ -88,7 +86,7 @@ def measure(settings: Settings, entities: int) -> dict[str, dict[str, float | in
         }
     streams = sum(catalogue.is_fed(stream) for view in catalogue.views for stream in view.streams)
     return {
-        "machine": {"cores": os.cpu_count() or 0, "load average before": os.getloadavg()[0], "python": sys.version.split()[0]},
+        "machine": machine(),
         f"freshness of {entities:,} entities of a stream, watermarks read from Postgres": {
             "seconds": judged[0],
             "first (s)": judged[1],

@@ -25,7 +25,7 @@ import psycopg
 from psycopg import sql
 
 from benchmarks.minute_bars import NOW, entity_rows, load_history, minute_view, with_views
-from benchmarks.printing import memory, show
+from benchmarks.printing import machine, memory, show
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.model.time import FrozenClock
 from featurestore_dagster.serving.point_in_time import PointInTimeReader
@@ -81,7 +81,7 @@ def loaded(settings: Settings, days: int) -> int:
 
 def measure(settings: Settings, folder: Path, counts: dict[int, int]) -> dict[str, list[Row]]:
     """Cost and memory for each size."""
-    machine: Row = {"cores": os.cpu_count() or 0, "load average before": os.getloadavg()[0], "python": sys.version.split()[0]}
+    before = machine()
     found: list[Row] = []
     for days, count in counts.items():
         for rows in (*ROWS, *([MOST_ROWS] if days == max(counts) else [])):
@@ -89,7 +89,7 @@ def measure(settings: Settings, folder: Path, counts: dict[int, int]) -> dict[st
             command = [sys.executable, "-m", "benchmarks.history_size", "--job", json.dumps(job)]
             done = subprocess.run(command, env=settings.child_environment(), check=True, capture_output=True, text=True)
             found.append({"versions": count, **json.loads(done.stdout)})
-    return {"machine": [machine], "cost against history, to Parquet": found}
+    return {"machine": [before], "cost against history, to Parquet": found}
 
 
 def run_job(job: dict[str, Any]) -> Row:

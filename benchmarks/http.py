@@ -7,7 +7,6 @@ its request was due. Prints milliseconds, the processor time of the server for e
 """
 
 import argparse
-import os
 import socket
 import subprocess
 import sys
@@ -24,7 +23,7 @@ import psutil
 import yaml
 
 from benchmarks.online import NOW, PROJECT, WIDTHS, percentiles, random_rows, stock_feast, toy_views
-from benchmarks.printing import show
+from benchmarks.printing import machine, show
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.feature_service import FeatureService
 from featurestore_dagster.settings import RedisSettings, Settings
@@ -106,8 +105,7 @@ def measure(settings: Settings, folder: Path, options: argparse.Namespace) -> Re
     for view in CATALOGUE_OF_BENCHMARK.views:
         store.write(view, random_rows(view, ENTITIES), 1, now=NOW)
     store.close()
-    machine = {"cores": os.cpu_count() or 0, "load average before": os.getloadavg()[0], "python": sys.version.split()[0]}
-    results: Results = {"machine": [machine]}
+    results: Results = {"machine": [machine()]}
     with ExitStack() as stack:
         feast = stack.enter_context(feast_server(settings.redis, folder))
         ours = stack.enter_context(our_server(settings, folder))

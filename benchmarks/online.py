@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from benchmarks.printing import show
+from benchmarks.printing import machine, show
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_service import FeatureService
@@ -79,9 +79,9 @@ def measure(settings: Settings, folder: Path, options: argparse.Namespace) -> Re
     store = RedisStore(connection, PROJECT)
     for view in views:
         store.write(view, random_rows(view, ENTITIES), 1, now=NOW)
-    machine = {"cores": os.cpu_count() or 0, "load average before": os.getloadavg()[0], "python": sys.version.split()[0]}
+    before = machine()
     feast = stock_feast(connection, folder, views)
-    results: Results = {"machine": [machine]}
+    results: Results = {"machine": [before]}
     for entities in (1, 50):
         results[f"100 features over 6 views, {entities} entities: ms"] = reads(store, settings, catalogue, feast, entities, options)
     results["open loop: ms from the instant at which a call was due"] = open_loop(store, catalogue, options)

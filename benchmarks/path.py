@@ -6,7 +6,6 @@ the same again (nothing new); one live bar through Dagster in one process.
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -16,7 +15,7 @@ import time
 from datetime import date
 from pathlib import Path
 
-from benchmarks.printing import show
+from benchmarks.printing import machine, show
 from featurestore_dagster.cli.operate import PathRun, run_path
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.settings import Settings
@@ -64,7 +63,7 @@ def measure(settings: Settings) -> dict[str, dict[str, float | int | str]]:
     peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     steps = sum(run.seconds_by_step[name] for run, _ in live for name in run.seconds_by_step) / len(live)
     return {
-        "machine": {"cores": os.cpu_count() or 0, "load average before": os.getloadavg()[0], "python": sys.version.split()[0]},
+        "machine": machine(),
         "load the definitions": {
             "median seconds": statistics.median(load["seconds"] for load in loads),
             "heavy imports": ", ".join(loads[0]["heavy"]) or "none",

@@ -27,7 +27,7 @@ import yaml
 from psycopg import sql
 
 from benchmarks.minute_bars import NOW, entity_rows, load_history, minute_view, with_views
-from benchmarks.printing import memory, show
+from benchmarks.printing import machine, memory, show
 from featurestore_dagster.model.time import FrozenClock
 from featurestore_dagster.serving.point_in_time import PointInTimeReader
 from featurestore_dagster.settings import Settings
@@ -98,12 +98,7 @@ def measure(settings: Settings, folder: Path, *, with_feast: bool) -> dict[str, 
     """All measurements, by table."""
     PostgresStore(settings.postgres, settings.make_clock()).apply(WITH_VIEW)
     versions = load_history(settings.postgres, VIEW, DAYS)
-    machine: Row = {
-        "cores": os.cpu_count() or 0,
-        "load average before": os.getloadavg()[0],
-        "python": sys.version.split()[0],
-        "versions": versions,
-    }
+    before: Row = {**machine(), "versions": versions}
     ours = [
         {
             "engine": "ours, cached" if cached else "ours, cold",
@@ -128,7 +123,7 @@ def measure(settings: Settings, folder: Path, *, with_feast: bool) -> dict[str, 
         }
         for row in feast
     ]
-    return {"machine": [machine], "ours": ours, **({"Feast": feast, "ratios": ratios} if feast else {})}
+    return {"machine": [before], "ours": ours, **({"Feast": feast, "ratios": ratios} if feast else {})}
 
 
 def _over(seconds: float | str, ours: float) -> float | str:

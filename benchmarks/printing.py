@@ -1,6 +1,8 @@
-"""How every benchmark prints what it measured: tables for people, JSON for `python -m benchmarks`. Measuring does not belong here."""
+"""How every benchmark prints what it measured, and on what: tables for people, JSON for `python -m benchmarks`. No clock belongs here."""
 
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,11 @@ Found = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 def rows_of(found: Found) -> Sequence[Mapping[str, Any]]:
     """Rows to print; measures become the columns `measure` and `value`."""
     return [{"measure": name, "value": value} for name, value in found.items()] if isinstance(found, Mapping) else found
+
+
+def machine() -> dict[str, Any]:
+    """What a reader has to know of this machine; called before anything is measured."""
+    return {"cores": os.cpu_count() or 0, "load average before": os.getloadavg()[0], "python": sys.version.split()[0]}
 
 
 def memory(name: str) -> float:

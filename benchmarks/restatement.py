@@ -29,7 +29,7 @@ import httpx
 import polars as pl
 import psutil
 
-from benchmarks.printing import show
+from benchmarks.printing import machine, show
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.cli.operate import run_path
 from featurestore_dagster.features import CATALOGUE
@@ -77,8 +77,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--corrections", type=int, default=50, help="number of corrections (default: %(default)s)")
     options = parser.parse_args()
-    load = os.getloadavg()[0]
-    results: Results = {"machine": {"cores": os.cpu_count() or 0, "load average before": load, "python": sys.version.split()[0]}}
+    results: Results = {"machine": machine()}
     results |= restatement(options.corrections)
     results["one live bar, 100 symbols, 6 views, raw to served vector"] = live_bar()
     show(results, as_json=options.json)
