@@ -248,16 +248,19 @@ class _Tick:
         pairs = [(v, s) for v in self.catalogue.views for s in v.streams if stream_relation(v, s).name in request.relations]
         streams = [asset_keys.stream(view, stream) for view, stream in pairs]
         assets = [*streams, *dict.fromkeys(asset_keys.online(view) for view, _ in pairs if view.online)]
+        checks = [dg.AssetCheckKey(key, asset_keys.AUDIT) for key in streams]  # freshness has a sensor of its own
         marts = {view.mart for view, _ in pairs if view.mart}
         # Building a mart costs more than all the views: only for rows that it does not hold yet.
         if marts and dataset_relation(MART_SOURCE).name in request.causes and self.context.repository_def is not None:
-            assets += sorted(asset_keys.mart_models(*marts).resolve(self.context.repository_def.asset_graph))
+            graph = self.context.repository_def.asset_graph
+            models = asset_keys.mart_models(*marts).resolve(graph)
+            assets += sorted(models)
+            checks += sorted(graph.get_check_keys_for_assets(models))  # dbt runs its tests with its models, or neither
         return dg.RunRequest(
             run_key=f"restatement:{request.restatement_id}:{request.attempts}",
             job_name=request.job,
             asset_selection=assets,
-            # Freshness has a sensor of its own.
-            asset_check_keys=[dg.AssetCheckKey(key, asset_keys.AUDIT) for key in streams],
+            asset_check_keys=checks,
             partition_key=request.first_partition if request.partitions == 1 else None,
             tags={
                 PROPAGATION_TAG: "true",

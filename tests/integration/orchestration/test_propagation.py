@@ -8,9 +8,16 @@ import pytest
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
 
+from featurestore_dagster.definitions import build_definitions
+from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.orchestration import asset_keys, propagation
+from featurestore_dagster.orchestration.jobs import paths
+from featurestore_dagster.orchestration.platform import Platform
+from featurestore_dagster.projections.relation import stream_relation
 from featurestore_dagster.serving.slo_state import stream_state
+from featurestore_dagster.settings import Settings
+from featurestore_dagster.stores.postgres.restatements import REQUESTED, Restatement, Restatements
 from tests.integration.orchestration.conftest import (
     CORRECTED,
     LATER,
@@ -269,3 +276,31 @@ def test_a_publication_is_noticed_while_it_is_waited_for(daemon: Daemon) -> None
                 break
             correct(daemon, *WEEKS[: number + 1])
         assert waiting.result()
+
+
+def test_a_macro_revision_asks_for_the_mart_in_a_way_that_dagster_can_run(fresh_database: Settings, instance: dg.DagsterInstance) -> None:
+    definitions = build_definitions(fresh_database.model_copy(update={"clock": "2018-12-31T22:00:00Z"}))
+    platform = Platform(fresh_database, CATALOGUE)
+    sensor = definitions.resolve_sensor_def("propagation_sensor")
+    for path in paths(CATALOGUE):
+        streams = [pair for pair in path.streams(CATALOGUE) if pair[0].mart]
+        if not streams:
+            continue
+        wanted = Restatement(
+            restatement_id=0, job=path.name, status=REQUESTED, relations=[stream_relation(*pair).name for pair in streams],
+            first_partition=CORRECTED, last_partition=LATER, partitions=2, causes={"raw.us_macro": 1}, last_publication_id=1,
+            attempts=1, changed_at=close_of(LATER), requested_at=close_of(LATER), finished_at=None, run_id=None,
+        )  # fmt: skip
+        Restatements(fresh_database.postgres).add([wanted], path.name, 1)
+    context = dg.build_sensor_context(instance=instance, definitions=definitions)
+    result = sensor(context, platform=platform)
+    assert isinstance(result, dg.SensorResult)
+    assert result.run_requests
+    for request in result.run_requests:
+        assert asset_keys.mart("macro_series") in (request.asset_selection or ())
+        checks = set(request.asset_check_keys or ())
+        job = definitions.resolve_job_def(str(request.job_name)).get_subset(
+            asset_selection=set(request.asset_selection or ()), asset_check_selection=checks
+        )
+        assert dg.AssetCheckKey(asset_keys.mart("macro_series"), "macro_series_unique") in checks
+        assert job.asset_layer.asset_graph.asset_check_keys >= checks
