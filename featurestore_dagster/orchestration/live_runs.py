@@ -7,6 +7,7 @@ belong here.
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
+from datetime import UTC, datetime
 
 import dagster as dg
 from dagster._core.events import DagsterEventType
@@ -98,13 +99,24 @@ def unheld(connection: Connection, run_ids: Iterable[str], grace_seconds: float 
 
 
 def end_abandoned(instance: dg.DagsterInstance) -> None:
-    """Report started runs without a process as failed, so that neither the UI nor a sensor nor the queue waits for them."""
+    """End started runs without a process, so that neither the UI nor a sensor nor the queue waits for them.
+
+    A lock is released when the run's end is stored, and Dagster sets the status after that: a run with a stored end has that end, also
+    when its process died in between. Any other has failed.
+    """
     started = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
     find = getattr(instance.event_log_storage, "without_process", None)
     if not started or find is None:
         return
     gone = find([run.run_id for run in started])
     for run in started:
-        finished = (now := instance.get_run_by_id(run.run_id)) is None or now.is_finished
-        if run.run_id in gone and not finished:
+        if run.run_id not in gone:
+            continue
+        ends = instance.get_records_for_run(run.run_id, of_type=set(ENDS), limit=1, ascending=False).records
+        if (now := instance.get_run_by_id(run.run_id)) is None or now.is_finished:
+            continue
+        if ends:
+            end = ends[0].event_log_entry
+            instance.run_storage.handle_run_event(run.run_id, end.get_dagster_event(), datetime.fromtimestamp(end.timestamp, UTC))
+        else:
             instance.report_run_failed(run, message="the process that executed this run is gone, or its host: what it published stays")

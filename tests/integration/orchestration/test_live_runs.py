@@ -9,10 +9,12 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.events import EVENT_TYPE_TO_PIPELINE_RUN_STATUS
+from dagster._core.events.log import EventLogEntry
 from sqlalchemy import create_engine, text
 
 from featurestore_dagster.orchestration.event_log import BatchingPostgresEventLogStorage
-from featurestore_dagster.orchestration.live_runs import RunLock, unheld
+from featurestore_dagster.orchestration.live_runs import RunLock, end_abandoned, unheld
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.embedded import processes
 from tests.integration.orchestration.conftest import CORRECTED, WEEKS, Daemon, bars, correct, label
@@ -125,6 +127,27 @@ def test_a_run_that_has_ended_is_not_held(daemon: Daemon, instance: dg.DagsterIn
     run = daemon.run(request)
     with create_engine(url).connect() as connection:
         assert unheld(connection, [run.run_id], 0) == {run.run_id}
+
+
+@pytest.mark.parametrize("end", [dg.DagsterEventType.RUN_SUCCESS, dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_CANCELED])
+def test_a_run_whose_end_is_stored_before_its_status_has_that_end(instance: dg.DagsterInstance, end: dg.DagsterEventType) -> None:
+    @dg.job
+    def path() -> None: ...
+
+    run = instance.create_run_for_job(path)
+    storage = instance.event_log_storage
+    assert isinstance(storage, BatchingPostgresEventLogStorage)
+    events = [dg.DagsterEvent(kind.value, "path") for kind in (dg.DagsterEventType.RUN_START, end)]
+    entries = [EventLogEntry(None, 20, "", run.run_id, float(at), job_name="path", dagster_event=event) for at, event in enumerate(events)]
+    instance.handle_new_event(entries[0])
+    assert status(instance, run.run_id) is dg.DagsterRunStatus.STARTED
+    end_abandoned(instance)
+    assert status(instance, run.run_id) is dg.DagsterRunStatus.STARTED, "its process holds the lock"
+    storage.store_event(entries[1])
+    assert processes.wait_until(lambda: storage.without_process([run.run_id]) == {run.run_id}, SECONDS)
+    end_abandoned(instance)
+    assert status(instance, run.run_id) is EVENT_TYPE_TO_PIPELINE_RUN_STATUS[end]
+    assert len(storage.get_logs_for_run(run.run_id)) == len(entries)
 
 
 def test_a_lock_outlives_its_connection_and_notices_a_host_that_died(url: str) -> None:
