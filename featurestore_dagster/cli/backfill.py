@@ -128,12 +128,16 @@ def preview_row(plan: StreamBackfill) -> dict[str, Any]:
         "redis_bytes": plan.redis_bytes,
         "inputs_to_fetch": [dataset.name for dataset in plan.unfetched],
         "dependents": list(plan.dependents),
-        "slo_impact": (
-            "it reaches the newest session: online values and watermarks may advance"
-            if plan.is_newest
-            else "none: older sessions move no watermark and no online value"
-        ),
+        "slo_impact": _slo_impact(plan),
     }
+
+
+def _slo_impact(plan: StreamBackfill) -> str:
+    if plan.is_newest:
+        return "it reaches the newest session: online values and watermarks may advance"
+    if plan.unfetched:
+        return "later sessions of the dependents are computed again where a fetched row changes them, online values with them"
+    return "none: older sessions move no watermark and no online value"
 
 
 def _text(value: Any) -> str:

@@ -279,6 +279,9 @@ def _followed(settings: Settings, process: subprocess.Popen[str], job: str, sess
         log = settings.data_folder / "launch.log"
         failures["launch"] = f"the run did not start or was killed (exit code {process.wait()}); see {log}"
         console.print(failures["launch"], highlight=False)
+    elif status == "failed" and not quiet:
+        why = f"failed in {', '.join(failures)}" if failures else "ended as failed, though no step did"
+        console.print(f"[red]run {run_id} {why}[/]; its page in Dagster's UI has the events", highlight=False)
     written = Ledger(settings.postgres).written_by(run_id)
     return PathRun(
         job, run_id, sessions[0].isoformat(), sessions[-1].isoformat(), len(sessions), status == "succeeded",

@@ -22,6 +22,12 @@ ROWS_PER_CHUNK = 150_000
 POSTGRES_BYTES_PER_ROW, POSTGRES_BYTES_PER_COLUMN = 150, 10
 """With indexes, where the table is too young to be measured."""
 
+LOADING_SECONDS = 5
+"""Of the process that runs the chunks: it imports Dagster and loads the code location."""
+
+DAGSTER_SECONDS_PER_PARTITION = 0.003
+"""Of each asset of a run, beside what the ledger measures: Dagster's events and the check's evaluation."""
+
 REDIS_BYTES_PER_ENTITY, REDIS_BYTES_PER_FEATURE = 250, 72
 """Feast's hash and the packed row together."""
 
@@ -36,10 +42,11 @@ class StreamBackfill:
         unfetched: Inputs of which a stale session was never fetched.
         chunks: `stale` in pieces of one run each.
         rows: Rows that the calendar and the listings owe in `stale`.
-        seconds: None where nothing like it was ever measured.
+        seconds: None where nothing like it was ever measured; a person's wait, from the start of the process to Redis.
         postgres_bytes: Of rows that are new; what is computed again is written only where it changed.
         redis_bytes: Of entities that never had a row.
-        dependents: Views that the propagation sensor computes afterwards, since they read what is published.
+        dependents: Views that the propagation sensor computes afterwards, since they read what is published; where inputs are fetched, the
+            view itself too, over later sessions.
         is_newest: Whether it reaches the newest published session: then online values may change, else none does.
     """
 
@@ -75,7 +82,8 @@ def plan_backfill(
         if dataset in inputs and set(stale) - pipeline.ledger.partitions(dataset_relation(dataset).name).keys()
     ]
     rows = _owed(pipeline, relation, view, stream, stale)
-    paces = [measured.seconds_per_partition(name) for name in (relation.name, *(dataset_relation(d).name for d in unfetched))]
+    written = [dataset_relation(dataset).name for dataset in unfetched] or [relation.name]
+    paces = [measured.seconds_per_partition(name) for name in {relation.name, *written}]
     per_row = measured.bytes_per_row("features", view.name)
     entities = len(listings_of(pipeline.catalogue, view, stream)) if view.online and not states else 0
     return StreamBackfill(
@@ -86,15 +94,24 @@ def plan_backfill(
         unfetched=tuple(unfetched),
         chunks=tuple(_chunks(relation, rows)),
         rows=sum(rows.values()),
-        seconds=None if None in paces else len(stale) * sum(pace or 0 for pace in paces),
+        seconds=_seconds(len(stale), paces, len(paces) + view.online),
         postgres_bytes=int(
             sum(count for key, count in rows.items() if key not in states)
             * (per_row or POSTGRES_BYTES_PER_ROW + POSTGRES_BYTES_PER_COLUMN * len(feature_schema(view)))
         ),
         redis_bytes=entities * (REDIS_BYTES_PER_ENTITY + REDIS_BYTES_PER_FEATURE * len(view.features)),
-        dependents=tuple(dependents(pipeline.catalogue, [relation.name, *(dataset_relation(d).name for d in unfetched)])) if stale else (),
+        dependents=tuple(dependents(pipeline.catalogue, written)) if stale else (),
         is_newest=bool(stale) and stale[-1] >= max((key for key, state in states.items() if state.rows_total), default=""),
     )
+
+
+def _seconds(partitions: int, paces: Sequence[float | None], assets: int) -> float | None:
+    if not partitions:
+        return 0.0
+    measured = [pace for pace in paces if pace is not None]
+    if len(measured) < len(paces):
+        return None
+    return LOADING_SECONDS + partitions * (sum(measured) + assets * DAGSTER_SECONDS_PER_PARTITION)
 
 
 def _owed(pipeline: Pipeline, relation: Relation, view: FeatureView, stream: Stream, keys: Sequence[str]) -> dict[str, int]:
