@@ -98,7 +98,7 @@ def _serves(folder: Path, process: psutil.Process, connection: PostgresSettings)
 def _create(folder: Path, account: Account | None, connection: PostgresSettings) -> None:
     """Make the cluster in a temporary folder and rename it: what bears the final name is complete."""
     for half_made in folder.parent.glob(f"{folder.name}.init-*"):
-        shutil.rmtree(half_made)
+        _discard(half_made)
     draft = Path(tempfile.mkdtemp(prefix=f"{folder.name}.init-", dir=folder.parent))
     processes.give_to(account, draft)
     initdb = server_program().with_name("initdb")
@@ -119,6 +119,21 @@ def _create(folder: Path, account: Account | None, connection: PostgresSettings)
         f"ALTER DATABASE {dagster_database} SET synchronous_commit = off",
     )
     draft.rename(folder)
+
+
+def _discard(draft: Path) -> None:
+    """Remove what a start that was killed left behind. Its initdb may have outlived it, and what that one started takes a moment to end."""
+    makers = [process for process in processes.named("initdb") if str(draft) in processes.command_line(process)]
+    processes.stop({process: [] for process in makers})
+
+    def removed() -> bool:
+        shutil.rmtree(draft, ignore_errors=True)
+        return not draft.exists()
+
+    if not processes.wait_until(removed, processes.ENDING_SECONDS):
+        raise StoreUnavailableError(
+            f"{draft}, left by a start that was killed, is still written to or cannot be deleted: delete it, and start again"
+        )
 
 
 def _set_password(folder: Path, account: Account | None, connection: PostgresSettings) -> None:
