@@ -67,7 +67,7 @@ def send(channel: Channel, event: AlertEvent, title: str, body: str, key: str) -
         headers["Idempotency-Key"] = key
     kind = apprise.NotifyType.SUCCESS if event is AlertEvent.RESOLVED else apprise.NotifyType.FAILURE
     with apprise.LogCapture(level=logging.WARNING, fmt="%(message)s") as said:  # type: ignore[no-untyped-call]
-        if receiver.notify(body=body, title=title, notify_type=kind):
+        if receiver.notify(body=body, title=title, notify_type=kind, body_format=apprise.NotifyFormat.TEXT):
             return None
         reason = " ".join(said.getvalue().split()) or "it did not say why"
     for secret in sorted(_secrets(url), key=len, reverse=True):

@@ -31,9 +31,8 @@ class MovingClock:
 
 
 def problem(subject: str = "momentum/us", kind: AlertKind = AlertKind.VIEW_OVERDUE) -> Problem:
-    return Problem(
-        kind, subject.partition("/")[0], subject, NOON, f"{subject} is LATE", "nobody knows", "/assets/momentum", {"worst": ["SPX"]}
-    )
+    facts = {"worst": ["SPX", "low<open & <b>high</b>"]}
+    return Problem(kind, subject.partition("/")[0], subject, NOON, f"{subject} is LATE", "nobody knows", "/assets/momentum", facts)
 
 
 @dataclass

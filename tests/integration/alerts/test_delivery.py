@@ -27,6 +27,9 @@ def test_a_streak_is_one_message_and_one_resolution_by_webhook_and_mail(fresh_da
     assert [message["type"] for message in hook.taken] == ["failure", "success"]
     assert [letter["Subject"] for letter in mail.mails] == ["[OPENED] momentum is overdue", "[RESOLVED] momentum is overdue"]
     assert [letter["Idempotency-Key"] for letter in mail.mails] == hook.keys()
+    assert [letter.get_content_type() for letter in mail.mails] == ["text/plain", "text/plain"]
+    lines = mail.mails[0].get_payload(decode=True).decode().splitlines()
+    assert lines[:5] == ["momentum/us is LATE", "likely cause: nobody knows", "worst:", "- SPX", "- low<open & <b>high</b>"]
     (alert,) = duty.store.alerts(resolved=True)
     assert (alert.state, alert.notified_at, alert.resolved_at) == (AlertState.RESOLVED, NOON, NOON + 3 * MINUTE)
 
