@@ -156,6 +156,7 @@ class _Supervisor:
         prepare_dagster_home(self._settings)
         if on_stores_ready:
             on_stores_ready(self._settings)
+        self._choose_port("webserver")  # before any other starts: the code server's sensor links it
         if not all(self._start_and_await(name) for name in NAMES):
             return 0 if self._ending.is_set() else 1
         self._say(f"ready: {self._webserver().url} (Ctrl-C stops everything)")
@@ -196,17 +197,19 @@ class _Supervisor:
     def _webserver(self) -> probes.Webserver:
         return probes.Webserver(self._settings.webserver_host, self._ports["webserver"])
 
+    def _choose_port(self, name: str) -> int:
+        wanted, port = self._ports[name], processes.free_port(self._ports[name], self._hosts[name])
+        if wanted not in (0, port):
+            self._say(f"port {wanted} is taken: the {name} listens on {port}")
+            if name == "code-server":
+                for client in ("daemon", "webserver"):
+                    if client in self._children:
+                        self._children[client].process.terminate()  # it comes back with the new port
+        self._ports[name] = port
+        return port
+
     def _start(self, name: str) -> None:
-        port = None
-        if name in self._ports:
-            wanted, port = self._ports[name], processes.free_port(self._ports[name], self._hosts[name])
-            if wanted not in (0, port):
-                self._say(f"port {wanted} is taken: the {name} listens on {port}")
-                if name == "code-server":
-                    for client in ("daemon", "webserver"):
-                        if client in self._children:
-                            self._children[client].process.terminate()  # it comes back with the new port
-            self._ports[name] = port
+        port = self._choose_port(name) if name in self._ports else None
         ports = {
             "FEATURESTORE_WEBSERVER_PORT": str(self._ports["webserver"]),
             "FEATURESTORE_CODE_SERVER_PORT": str(self._ports["code-server"]),

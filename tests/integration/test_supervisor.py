@@ -93,6 +93,10 @@ def process_id(tree: Tree, name: str) -> int | None:
     return next(process.process_id for process in status(tree.settings).processes if process.name == name)
 
 
+def variables(tree: Tree, name: str) -> dict[str, str]:
+    return psutil.Process(process_id(tree, name)).environ()
+
+
 def all_gone(members: list[psutil.Process]) -> bool:
     return not any(processes.alive(process) for process in members)
 
@@ -112,6 +116,8 @@ def test_life_of_a_tree(folder: Path) -> None:
         tree.await_said("ready: http")
         assert tree.said(f"port {taken.getsockname()[1]} is taken")
     assert "\x1b" not in tree.log.read_text()
+    port = Record.read(tree.settings.data_folder).port("webserver")
+    assert {variables(tree, name)["FEATURESTORE_WEBSERVER_PORT"] for name in ("code-server", "daemon")} == {str(port)}
 
     # Ready, and honest about it.
     assert processes.wait_until(lambda: status(tree.settings).ready, 60), status(tree.settings)
