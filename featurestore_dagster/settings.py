@@ -21,6 +21,7 @@ from featurestore_dagster.features.sources import FILES, SAMPLES, SOURCES
 from featurestore_dagster.model.time import Clock, parse_clock
 
 PREFIX = "FEATURESTORE_"
+ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared, never bound
 MASK = "********"
 FEAST_SCHEMA = "feast"
 """Schema of Feast's SQL registry inside our database."""

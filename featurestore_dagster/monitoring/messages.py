@@ -1,12 +1,13 @@
 """The text of a message about streaks. Pure; sending it belongs to `monitoring.notifications`."""
 
+import socket
 from dataclasses import dataclass
 from datetime import datetime
 
 from featurestore_dagster.model.alert import RUNBOOKS, Alert, AlertEvent, AlertKind, Message
 from featurestore_dagster.model.time import duration
 from featurestore_dagster.monitoring.problems import instant
-from featurestore_dagster.settings import Settings
+from featurestore_dagster.settings import ANY_ADDRESS, Settings
 
 MOST_LISTED = 10
 """Streaks that one message tells in full."""
@@ -30,8 +31,9 @@ class Links:
 
     @classmethod
     def of(cls, settings: Settings) -> "Links":
-        """From the settings; the UI at its own address when none is given."""
-        dagster = settings.dagster_url or f"http://{settings.webserver_host}:{settings.webserver_port}"
+        """From the settings; the UI at its own address when none is given, or by the machine's name when it listens on all."""
+        host = socket.gethostname() if settings.webserver_host in ANY_ADDRESS else settings.webserver_host
+        dagster = settings.dagster_url or f"http://{host}:{settings.webserver_port}"
         return cls(dagster.rstrip("/"), settings.runbook_url.rstrip("/"), settings.make_clock().replayed)
 
     def runbook(self, kind: AlertKind) -> str:

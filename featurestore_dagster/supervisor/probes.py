@@ -10,10 +10,9 @@ import redis
 
 from featurestore_dagster.errors import StoreUnavailableError
 from featurestore_dagster.model.time import SystemClock
-from featurestore_dagster.settings import Settings
+from featurestore_dagster.settings import ANY_ADDRESS, Settings
 from featurestore_dagster.stores.embedded.processes import LOOPBACK
 
-ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared, never bound
 HEARTBEAT_QUERY = "{instance{daemonHealth{allDaemonStatuses{required lastHeartbeatTime}}}}"
 LOCATION_QUERY = "{workspaceOrError{... on Workspace{locationEntries{name locationOrLoadError{__typename ... on PythonError{message}}}}}}"
 

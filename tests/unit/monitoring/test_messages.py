@@ -1,12 +1,13 @@
 """What a person reads."""
 
+import socket
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from featurestore_dagster.model.alert import Alert, AlertEvent, AlertKind, AlertState, Message, Problem
 from featurestore_dagster.model.time import duration
 from featurestore_dagster.monitoring.messages import Links, body, title
-from featurestore_dagster.settings import Settings
+from featurestore_dagster.settings import ANY_ADDRESS, Settings
 
 DUE = datetime(2018, 12, 31, 23, tzinfo=UTC)
 NOW = DUE + timedelta(hours=26, minutes=30)
@@ -62,6 +63,7 @@ def test_without_configured_links_the_ui_and_the_repository_are_named() -> None:
     assert "Dagster: http://127.0.0.1:3123/assets/" in text
     assert "runbook: docs/how-to/alerts/view-overdue.md" in text
     assert "clock: replay clock: 2018-12-31T22:00:00+00:00" in text
+    assert [Links.of(Settings(webserver_host=host)).dagster for host in ANY_ADDRESS] == [f"http://{socket.gethostname()}:3000"] * 2
 
 
 def test_durations_are_told_to_the_minute() -> None:
