@@ -70,27 +70,34 @@ def list_alerts(
 @app.command()
 def silence(
     name: Annotated[
-        str, typer.Argument(metavar="VIEW", help="A view with all that it publishes; or a relation or job, as alerts name them.")
+        str,
+        typer.Argument(metavar="NAME", help="A view with all that it publishes; or a stream (view/stream), relation or job."),
     ],
     duration: Annotated[str, typer.Option("--for", metavar="DURATION", help="A number and m, h or d: 30m, 2h, 7d.")],
     reason: Annotated[str, typer.Option(help="Why; others read it.")],
 ) -> None:
-    """Tell nobody of a view's alerts for a while; what is still wrong afterwards is told then.
+    """Tell nobody of some alerts for a while; what is still wrong afterwards is told then.
 
     Example: `featurestore alerts silence momentum_features --for 2h --reason "the provider maintains its servers"`
     """
+    from featurestore_dagster.orchestration.jobs import job_names
+
     length = _duration(duration)
+    if not reason.strip():
+        raise typer.BadParameter("a silence needs a reason, which others read: give --reason TEXT")
     with connected(Settings()) as settings:
         store, now = AlertStore(settings.postgres), settings.make_clock().now()
-        known = {alert.problem.group for alert in store.alerts()} | set(relations(CATALOGUE)) | {view.label for view in CATALOGUE.views}
+        known = {named for alert in store.alerts() for named in (alert.problem.group, alert.problem.subject)}
+        known |= {view.label for view in CATALOGUE.views} | relations(CATALOGUE).keys() | job_names(CATALOGUE)
+        known |= {f"{view.label}/{stream.name}" for view in CATALOGUE.views for stream in view.streams}
         if name not in known:
-            raise UnknownNameError("view, relation or alerting job", name, known)
+            raise UnknownNameError("view, stream, relation or job", name, known)
         store.silence(name, now, now + length, reason)
     console.print(f"{name} is silent until {now + length:%Y-%m-%d %H:%MZ}", highlight=False)
 
 
 @app.command()
-def unsilence(name: Annotated[str, typer.Argument(metavar="VIEW", help="As for `silence`.")]) -> None:
+def unsilence(name: Annotated[str, typer.Argument(metavar="NAME", help="As for `silence`.")]) -> None:
     """End a silence. Exit code 1 when there is none.
 
     Example: `featurestore alerts unsilence momentum_features`

@@ -116,7 +116,7 @@ class Alert:
 
 @dataclass(frozen=True)
 class Silence:
-    """Nobody is told of `name` (an alert's group, or a view with all that it publishes) before `ends_at`."""
+    """Nobody is told of `name` before `ends_at`: an alert's group or subject, a stream, its relation, or a view with all its streams."""
 
     silence_id: int
     name: str
@@ -126,7 +126,14 @@ class Silence:
 
     def covers(self, problem: Problem) -> bool:
         """Whether the problem is not to be told."""
-        return problem.group == self.name or problem.group.startswith(f"features.{self.name}.")
+        named = {_relation(problem.group), _relation(problem.subject)}
+        return _relation(self.name) in named or problem.group.startswith(f"features.{self.name}.")
+
+
+def _relation(name: str) -> str:
+    """The relation of a stream that is named `view/stream`; any other name as it is."""
+    view, slash, stream = name.partition("/")
+    return f"features.{view}.{stream}" if slash else name
 
 
 @dataclass(frozen=True)

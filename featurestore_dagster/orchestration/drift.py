@@ -18,6 +18,7 @@ from featurestore_dagster.orchestration.retries import retried
 from featurestore_dagster.pipeline.drift import feature_drift, reference_statistics
 
 DRIFT = "drift"
+DRIFT_JOB = "drift_job"
 DAILY = "30 5 * * *"
 """Between the sessions of America and Europe, UTC."""
 
@@ -36,7 +37,7 @@ def drift_selection(catalogue: Catalogue) -> dg.AssetSelection:
 def build_drift_job(catalogue: Catalogue) -> UnresolvedAssetJobDefinition:
     """Every drift check, in one process."""
     return dg.define_asset_job(
-        "drift_job",
+        DRIFT_JOB,
         selection=drift_selection(catalogue),
         executor_def=dg.in_process_executor,
         description="Compares the newest values of every feature with those before: warnings, nothing is blocked",

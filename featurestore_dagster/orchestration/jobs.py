@@ -11,7 +11,7 @@ from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import Dataset
 from featurestore_dagster.model.time import Timeframe
 from featurestore_dagster.orchestration import asset_keys
-from featurestore_dagster.orchestration.drift import drift_selection
+from featurestore_dagster.orchestration.drift import DRIFT_JOB, drift_selection
 
 SLOW = timedelta(hours=1)
 
@@ -66,6 +66,11 @@ def paths(catalogue: Catalogue) -> list[MarketPath]:
     found = [MarketPath(dataset.calendar, _cadence(dataset.timeframe)) for dataset in catalogue.datasets if dataset.bars]
     found += [MarketPath(stream.calendar, _cadence(stream.timeframe)) for view in catalogue.views for stream in view.streams]
     return list(dict.fromkeys(found))
+
+
+def job_names(catalogue: Catalogue) -> set[str]:
+    """Every declared job."""
+    return {DRIFT_JOB, *(path.name for path in paths(catalogue))}
 
 
 def path_of(catalogue: Catalogue, dataset: Dataset) -> MarketPath:

@@ -80,6 +80,17 @@ def test_an_alert_is_listed_silenced_and_told_again(featurestore: Command) -> No
         featurestore("alerts", "unsilence", "momentum_features")
 
 
+@pytest.mark.parametrize("name", ["fx_path", "drift_job", "technical_indicators_view/fx_1h", "features.momentum_features.us_equity_1d"])
+def test_what_alerts_name_can_be_silenced_before_it_alerts(featurestore: Command, name: str) -> None:
+    assert featurestore("alerts", "silence", name, "--for", "2h", "--reason", "planned maintenance")[0] == 0
+    assert [silence["name"] for silence in parsed(featurestore("alerts", "list", "--json"))["silences"]] == [name]
+
+
+def test_a_silence_has_a_reason(featurestore: Command) -> None:
+    code, text = featurestore("alerts", "silence", "momentum_features", "--for", "2h", "--reason", " ")
+    assert (code, "needs a reason" in text) == (2, True)
+
+
 @pytest.mark.parametrize("duration", ["2", "0h", "2w", "-1h", "100d", "2h 30m"])
 def test_a_silence_has_a_duration_that_ends(duration: str) -> None:
     refused = RUNNER.invoke(app, ["alerts", "silence", "momentum_features", f"--for={duration}", "--reason", "x"], env={"COLUMNS": "200"})

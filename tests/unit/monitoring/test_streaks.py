@@ -94,17 +94,23 @@ def test_a_silence_stops_escalation_but_not_the_end_of_what_was_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "group", "covered"),
+    ("name", "group", "subject", "covered"),
     [
-        ("momentum", "momentum", True),
-        ("momentum", "features.momentum.us", True),
-        ("momentum", "features.momentum_2.us", False),
-        ("raw.us_bars", "raw.us_bars", True),
-        ("raw.us", "raw.us_bars", False),
+        ("momentum", "momentum", "momentum/us", True),
+        ("momentum", "features.momentum.us", "features.momentum.us 2026-03-09", True),
+        ("momentum", "features.momentum_2.us", "features.momentum_2.us 2026-03-09", False),
+        ("momentum/us", "momentum", "momentum/us", True),
+        ("momentum/us", "features.momentum.us", "features.momentum.us 2026-03-09", True),
+        ("momentum/us", "momentum", "momentum/fx", False),
+        ("features.momentum.us", "momentum", "momentum/us", True),
+        ("features.momentum.us", "momentum", "momentum/us_2", False),
+        ("features.momentum.us 2026-03-09", "features.momentum.us", "features.momentum.us 2026-03-09", True),
+        ("raw.us_bars", "raw.us_bars", "raw.us_bars 2026-03-09", True),
+        ("raw.us", "raw.us_bars", "raw.us_bars 2026-03-09", False),
     ],
 )
-def test_a_silence_covers_a_view_with_all_that_it_publishes(name: str, group: str, *, covered: bool) -> None:
-    assert Silence(1, name, NOON, NOON, "").covers(replace(problem(), group=group)) is covered
+def test_a_silence_covers_a_view_with_all_that_it_publishes_or_a_stream(name: str, group: str, subject: str, *, covered: bool) -> None:
+    assert Silence(1, name, NOON, NOON, "").covers(replace(problem(subject), group=group)) is covered
 
 
 def test_what_cannot_be_evaluated_begins_and_ends_nothing() -> None:
