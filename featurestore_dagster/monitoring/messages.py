@@ -76,4 +76,9 @@ def _told(alert: Alert, links: Links) -> str:
 
 def _resolved(alert: Alert, now: datetime) -> str:
     problem = alert.problem
-    return f"{problem.subject} is well again at {instant(now)}, after {duration(now - problem.since)}; it was: {problem.summary}"
+    lasted = (
+        f"after {duration(now - problem.since)}"
+        if now >= problem.since
+        else f"before it began at {instant(problem.since)}: the clock was set back"
+    )
+    return f"{problem.subject} is well again at {instant(now)}, {lasted}; it was: {problem.summary}"

@@ -48,6 +48,11 @@ def test_a_resolution_says_how_long_it_was_wrong() -> None:
     assert "message key: 17-resolved" in text
 
 
+def test_a_resolution_by_a_clock_that_was_set_back_says_so() -> None:
+    text = body(Message(AlertEvent.RESOLVED, (ALERT,)), LINKS, DUE - timedelta(days=2))
+    assert "well again at 2018-12-29 23:00Z, before it began at 2018-12-31 23:00Z: the clock was set back; it was:" in text
+
+
 def test_a_flood_is_one_message_that_says_how_much_more_there_is() -> None:
     many = tuple(replace(ALERT, alert_id=number) for number in range(25))
     message = Message(AlertEvent.OPENED, many)
