@@ -28,6 +28,7 @@ def alerts(context: typer.Context, as_json: bool = AsJson) -> None:
 
     Example: `featurestore alerts`
     """
+    context.default_map = {"list": {"as_json": as_json}}
     if context.invoked_subcommand is None:
         list_alerts(as_json=as_json)
 

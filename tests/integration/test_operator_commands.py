@@ -70,6 +70,8 @@ def test_an_alert_is_listed_silenced_and_told_again(featurestore: Command) -> No
     code, text = featurestore("alerts")
     assert (code, "momentum_features/us" in text, "nobody is told" in text) == (1, True, True)
     assert "the source delivers nothing" in text
+    assert featurestore("alerts", "--json", "list") == featurestore("alerts", "--json") == featurestore("alerts", "list", "--json")
+    assert parsed(featurestore("alerts", "--json", "list"))["alerts"][0]["problem"]["since"] == CLOCK.isoformat()
     assert featurestore("alerts", "silence", "momentum_features", "--for", "2h", "--reason", "roof")[0] == 0
     (silence,) = parsed(featurestore("alerts", "list", "--json"))["silences"]
     assert (silence["name"], silence["reason"]) == ("momentum_features", "roof")
