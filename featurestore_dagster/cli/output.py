@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import typer
@@ -23,8 +24,8 @@ AsJson = typer.Option(False, "--json", help="Print JSON instead of a table.")
 
 
 def print_json(value: object) -> None:
-    """Indented JSON; instants, paths and durations as text."""
-    typer.echo(json.dumps(value, indent=2, default=str))
+    """Indented JSON; instants in ISO 8601, paths and durations as text."""
+    typer.echo(json.dumps(value, indent=2, default=lambda found: found.isoformat() if isinstance(found, datetime) else str(found)))
 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, Any]], *, empty: str = "nothing") -> None:

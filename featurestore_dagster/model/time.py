@@ -134,6 +134,11 @@ def cron_complaint(text: str) -> str | None:
     return None
 
 
+def instant(moment: datetime) -> str:
+    """An instant (UTC) for people, to the minute, such as `2018-12-31 21:00Z`."""
+    return f"{moment:%Y-%m-%d %H:%M}Z"
+
+
 def duration(span: timedelta) -> str:
     """A duration in its natural units, to the minute, such as `30 d` or `1 h 30 min`."""
     minutes = span // timedelta(minutes=1)

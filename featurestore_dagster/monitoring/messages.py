@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from featurestore_dagster.model.alert import RUNBOOKS, Alert, AlertEvent, AlertKind, Message
-from featurestore_dagster.model.time import duration
-from featurestore_dagster.monitoring.problems import instant
+from featurestore_dagster.model.time import duration, instant
 from featurestore_dagster.settings import ANY_ADDRESS, Settings
 
 MOST_LISTED = 10

@@ -16,7 +16,7 @@ from featurestore_dagster.model.alert import AlertKind, Problem
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
-from featurestore_dagster.model.time import duration
+from featurestore_dagster.model.time import duration, instant
 from featurestore_dagster.projections.relation import dataset_relation, stream_relation
 from featurestore_dagster.serving.slo_state import StreamState, stream_state
 from featurestore_dagster.stores.postgres import Block, Ledger, PostgresStore
@@ -132,11 +132,6 @@ def undelivered(dead: Sequence[Delivery]) -> list[Problem]:
         )
         for channel, letters in channels.items()
     ]
-
-
-def instant(moment: datetime) -> str:
-    """An instant for people, UTC."""
-    return f"{moment:%Y-%m-%d %H:%M}Z"
 
 
 def _subject(view: str, stream: str) -> str:

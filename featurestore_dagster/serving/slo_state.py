@@ -13,6 +13,7 @@ from featurestore_dagster.features.universe import listings_of
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
+from featurestore_dagster.model.time import instant
 from featurestore_dagster.projections.relation import stream_relation
 from featurestore_dagster.serving.freshness import Freshness, evaluate_entities, expectation, freshness
 from featurestore_dagster.stores.postgres import PostgresStore
@@ -64,7 +65,10 @@ def stream_state(catalogue: Catalogue, store: PostgresStore, view: FeatureView, 
         pl.col("state").cast(pl.String).is_in(["LATE", "STALE", "NEVER"])
     )
     key = relation.keys[0]
-    worst = tuple(f"{row[key]}: {row['state']}, newest {row['watermark'] or 'never'}" for row in behind.head(WORST).iter_rows(named=True))
+    worst = tuple(
+        f"{row[key]}: {row['state']}, newest {instant(row['watermark']) if row['watermark'] else 'never'}"
+        for row in behind.head(WORST).iter_rows(named=True)
+    )
     return StreamState(view.label, stream.name, result, worst)
 
 

@@ -56,6 +56,7 @@ def test_freshness_and_slo_are_told_with_their_exit_codes(featurestore: Command)
     assert (code, "NEVER" in table, "us_equity_1d" in table) == (1, True, True)
     states = parsed(featurestore("freshness", "momentum_features", "--json"))
     assert {(state["view"], state["state"], state["watermark"]) for state in states} == {("momentum_features", "NEVER", None)}
+    assert all(state["due_at"] == datetime.fromisoformat(state["due_at"]).isoformat() for state in states)
     code, text = featurestore("slo", "momentum_features", "--json")
     assert (code, {(month["month"], month["attainment"]) for month in json.loads(text)}) == (0, {("2018-12", None)})
     assert "SLO in 2018-12" in featurestore("slo")[1]

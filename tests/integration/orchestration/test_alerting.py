@@ -84,7 +84,7 @@ def test_a_stale_view_is_one_alert_with_its_cause_and_one_resolution(watch: Watc
     text = watch.hook.taken[-1]["message"]
     assert "daily_ohlcv_stats/us_equity_1d is LATE: due 2018-12-31 23:00Z, lag 2 h 31 min" in text
     assert "likely cause: the daemon is late: it evaluated nothing from 2018-12-31 22:30Z until now" in text
-    assert "- SPX: LATE, newest 2018-12-28 21:00:00+00:00" in text
+    assert "- SPX: LATE, newest 2018-12-28 21:00Z" in text
     assert "Dagster: https://dagster.example.com/assets/daily_ohlcv_stats_us_equity_1d" in text
     assert "runbook: docs/how-to/alerts/view-overdue.md" in text
     assert [watch.tick(f"2018-12-31T23:3{minute}:00Z") for minute in range(2, 6)] == [[], [], [], []]
