@@ -12,6 +12,7 @@ from featurestore_dagster.errors import RefusedError, UnknownNameError
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.alert import Alert
 from featurestore_dagster.model.time import SystemClock
+from featurestore_dagster.monitoring.notifications import channels
 from featurestore_dagster.projections.relation import relations
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.postgres import AlertStore
@@ -44,6 +45,7 @@ def list_alerts(
     Example: `featurestore alerts list --history`
     """
     with connected(Settings()) as settings:
+        channels(settings)
         store = AlertStore(settings.postgres)
         found = store.alerts(resolved=history, limit=limit)
         silences, dead = store.silences(settings.make_clock().now()), store.deliveries("dead", limit)

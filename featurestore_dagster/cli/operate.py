@@ -60,8 +60,10 @@ def up(
     Example: `featurestore up`, or for old data as if it were now: `FEATURESTORE_CLOCK=2018-12-31T22:00:00Z featurestore up`
     """
     from featurestore_dagster import supervisor
+    from featurestore_dagster.monitoring.notifications import channels
 
     settings = Settings()
+    channels(settings)  # a wrong one would be found by the alert sensor, which then tells nobody
 
     def prepare(running: Settings) -> None:
         PostgresStore(running.postgres, running.make_clock()).apply(CATALOGUE)

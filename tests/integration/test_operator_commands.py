@@ -9,13 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from featurestore_dagster.cli.app import app
-from featurestore_dagster.errors import MalformedDataError, RefusedError, UnknownNameError
+from featurestore_dagster.errors import ConfigurationError, MalformedDataError, RefusedError, UnknownNameError
 from featurestore_dagster.model.alert import AlertKind, AlertState, Problem
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.postgres import AlertStore
@@ -103,6 +104,14 @@ def test_a_silence_has_a_duration_that_ends(duration: str) -> None:
 def test_a_silence_of_what_does_not_exist_is_refused(featurestore: Command) -> None:
     with pytest.raises(UnknownNameError, match="momentum_features"):
         featurestore("alerts", "silence", "momentum_feature", "--for", "2h", "--reason", "x")
+
+
+@pytest.mark.parametrize("command", ["alerts", "up"])
+def test_an_alert_channel_that_does_not_exist_is_refused(fresh_database: Settings, tmp_path: Path, command: str) -> None:
+    (tmp_path / "file").touch()  # no data folder can be made of it: nothing starts
+    variables = environment(fresh_database) | {"FEATURESTORE_ALERT_URLS": "foo://bar", "FEATURESTORE_DATA_FOLDER": str(tmp_path / "file")}
+    with pytest.raises(ConfigurationError, match="no URL that Apprise knows"):
+        RUNNER.invoke(app, [command], env=variables, catch_exceptions=False)
 
 
 def test_dead_letters_are_put_up_again(featurestore: Command, fresh_database: Settings) -> None:
