@@ -55,6 +55,8 @@ class Gate:
         if scope["type"] != "http":
             await self._application(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # as GET: the server, which has the scope that it made, leaves the body out
+            scope = {**scope, "method": "GET"}
         started = time.perf_counter()
         if scope["path"] in OPEN:
             status = await self._pass_on(scope, receive, send)

@@ -136,6 +136,13 @@ def test_what_is_declared_and_what_was_measured_is_told(client: httpx.Client, se
     assert client.get("/v1/statistics", params={"window_minutes": 1}).json()["window_minutes"] == 1
 
 
+def test_head_is_get_without_its_body(client: httpx.Client) -> None:
+    for path in ("/status", "/v1/views", "/health/ready", "/no-such-route"):
+        got, head = client.get(path), client.head(path)
+        assert (head.status_code, head.headers["content-type"], head.content) == (got.status_code, got.headers["content-type"], b"")
+    assert client.head("/get-online-features").status_code == 405
+
+
 TRAINING = f"comprehensive_features_view:{CATALOGUE.view('comprehensive_features_view').feature_names[0]}"
 GOOD = {"features": REFERENCES[:1], "entities": {"symbol": ["AAA"]}}
 ERRORS: list[tuple[str, str, bytes, int, str]] = [
