@@ -14,7 +14,7 @@ from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.time import Clock
 from featurestore_dagster.serving.answer import OnlineFeatures
 from featurestore_dagster.serving.ladder import Ladder
-from featurestore_dagster.serving.policy import AS_OF_DEADLINE_SECONDS, DEFAULT_POLICY, ReadPolicy
+from featurestore_dagster.serving.policy import AS_OF_DEADLINE_SECONDS, ReadPolicy
 from featurestore_dagster.serving.redis_tier import RedisTier
 from featurestore_dagster.serving.retrieval_statistics import RetrievalRecorder, RetrievalStatistics
 from featurestore_dagster.serving.vector import FeatureVector, Statistics, VectorMode, feature_vector, load_statistics
@@ -226,7 +226,7 @@ class ClientBase:
             return self._ladder, policy
         if not isinstance(as_of, datetime) or as_of.tzinfo is None:
             raise MalformedDataError(f"as_of_timestamp {as_of} has no time zone; give a timezone-aware datetime")
-        return self._as_of, replace(policy, deadline_seconds=AS_OF_DEADLINE_SECONDS) if policy is DEFAULT_POLICY else policy
+        return self._as_of, replace(policy, deadline_seconds=policy.deadline_seconds or AS_OF_DEADLINE_SECONDS)
 
     def _fitted(self, service: str, mode: VectorMode, statistics: Path | None) -> Statistics | None:
         if mode is not VectorMode.NORMALISED:

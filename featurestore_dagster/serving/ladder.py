@@ -33,7 +33,9 @@ FAILURES_TO_OPEN = 3
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 5.0
 FAIR_SECONDS = 0.004
-"""A store that was given less is not blamed for its silence."""
+"""What any store needs for an answer, however small."""
+RAW_SECONDS = 0.5
+"""What a computation from raw data needs at least."""
 
 Rows = list[list[StoredRow | None]]
 
@@ -72,6 +74,9 @@ class Tier(Protocol):
 
     def allowance(self, left_seconds: float) -> float:
         """How much of the time left it may take, so that a later tier has what it needs."""
+
+    def fair_seconds(self, values: int) -> float:
+        """What it needs for so many values in health: given less, it is not blamed for its silence."""
 
     def read(self, question: Question) -> TierRead:
         """Newest rows that were visible; of coherent views only when they are of one bar."""
@@ -222,7 +227,8 @@ class Ladder:
     def _steps(
         self, plan: ReadPlan, entities: Sequence[Mapping[str, str]], policy: ReadPolicy, as_of: datetime | None
     ) -> Generator[tuple[Tier, Question], TierRead, OnlineFeatures]:
-        ends = time.monotonic() + policy.deadline_seconds
+        deadline_seconds = policy.deadline_of(len(entities) * len(plan.references))
+        ends = time.monotonic() + deadline_seconds
         now = self.clock.now() if as_of is None else min(as_of, self.clock.now())
         pending = list(range(len(plan.views)))
         rows: Rows = [[None] * len(pending) for _ in entities]
@@ -231,7 +237,7 @@ class Ladder:
         for tier in self.tiers:
             left, breaker = ends - time.monotonic(), self._breakers[tier.name]
             if left <= 0:
-                refusals.append(f"{tier.name}: the deadline of {policy.deadline_seconds:g} s was over")
+                refusals.append(f"{tier.name}: the deadline of {deadline_seconds:g} s was over")
                 continue
             if not breaker.allows():
                 refusals.append(f"{tier.name}: not asked, it did not answer just before")
@@ -241,7 +247,7 @@ class Ladder:
                 asked = plan.views if len(pending) == len(tiers) else [plan.views[index] for index in pending]
                 found = yield tier, Question(asked, entities, now, seconds, policy.coherent)
             except StoreUnavailableError as error:
-                if seconds >= FAIR_SECONDS:
+                if seconds >= tier.fair_seconds(len(entities) * sum(len(names) for _, names in asked)):
                     breaker.failed()
                 refusals.append(f"{tier.name}: {error}")
                 continue

@@ -11,13 +11,10 @@ from datetime import datetime
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.serving.answer import instant
 from featurestore_dagster.serving.delisting import Delisting
-from featurestore_dagster.serving.ladder import Question, Rows, TierRead, incoherent, told
+from featurestore_dagster.serving.ladder import FAIR_SECONDS, RAW_SECONDS, Question, Rows, TierRead, incoherent, told
 from featurestore_dagster.settings import PostgresSettings
 from featurestore_dagster.stores.postgres.newest_rows import NewestRows, Query, Records, query
 from featurestore_dagster.stores.redis import StoredRow
-
-RAW_SECONDS = 0.5
-"""In less, nothing is computed from raw data."""
 
 
 class PostgresTier:
@@ -33,6 +30,10 @@ class PostgresTier:
     def allowance(self, left_seconds: float) -> float:
         """All, unless a computation from raw data could still be done in the rest."""
         return left_seconds if left_seconds < RAW_SECONDS else min(left_seconds * 0.8, 5.0)
+
+    def fair_seconds(self, values: int) -> float:
+        """See `ladder.Tier`; several times what it takes."""
+        return max(FAIR_SECONDS, values * 5e-6)
 
     def close(self) -> None:
         """Close the blocking reads' connections; the next read opens new ones."""

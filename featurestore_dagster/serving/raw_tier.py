@@ -21,7 +21,7 @@ from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.model.time import Clock
 from featurestore_dagster.serving.delisting import Delisting
-from featurestore_dagster.serving.ladder import Question, Rows, TierRead, told
+from featurestore_dagster.serving.ladder import RAW_SECONDS, Question, Rows, TierRead, told
 from featurestore_dagster.stores.postgres import Ledger, PostgresStore
 from featurestore_dagster.stores.redis import StoredRow
 
@@ -45,6 +45,10 @@ class RawTier:
     def allowance(self, left_seconds: float) -> float:
         """All: it is the last."""
         return left_seconds
+
+    def fair_seconds(self, values: int) -> float:  # noqa: ARG002 - see below
+        """See `ladder.Tier`: a window of bars is computed for one value as for thousands."""
+        return RAW_SECONDS
 
     def read(self, question: Question) -> TierRead:
         """See `ladder.Tier`."""

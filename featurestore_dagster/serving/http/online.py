@@ -93,7 +93,7 @@ def _policy(parsed: Mapping[str, Any] | None, settings: Settings) -> ReadPolicy:
         raise RefusedError(f"deadline_seconds={deadline}; this server answers within {settings.serve_deadline_seconds:g}")
     coverage = field(parsed, "min_coverage", (int, float), "a number")
     return ReadPolicy(
-        deadline_seconds=DEFAULT_POLICY.deadline_seconds if deadline is None else deadline,
+        deadline_seconds=deadline,
         max_age=None if age is None else timedelta(seconds=age),
         min_coverage=DEFAULT_POLICY.min_coverage if coverage is None else coverage,
         fail_closed=bool(field(parsed, "fail_closed", bool, "true or false")),

@@ -67,7 +67,7 @@ class FeastAnswer(BaseModel):
 class Policy(Closed):
     """What must be there, and when."""
 
-    deadline_seconds: Annotated[float, Field(gt=0, le=30)] | None = 0.025
+    deadline_seconds: Annotated[float, Field(gt=0, le=30)] | None = None
     max_age_seconds: Annotated[float, Field(gt=0, le=316_224_000)] | None = None
     min_coverage: Annotated[float, Field(ge=0, le=1)] | None = 0.0
     fail_closed: bool | None = False

@@ -18,6 +18,7 @@ import pytest
 from featurestore_dagster.errors import InsufficientCoverageError, NoTierAnsweredError, StoreUnavailableError
 from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.serving.answer import OnlineFeatures, Status
+from featurestore_dagster.serving.ladder import FAILURES_TO_OPEN
 from featurestore_dagster.serving.policy import ReadPolicy
 from tests.integration.serving.conftest import DAYS, ENTITIES, NOW, REFERENCES, VIEWS, Served
 from tests.unit.pipeline.frames import close_of
@@ -61,6 +62,17 @@ def test_every_tier_gives_the_same_answer(served: Served) -> None:
     assert redis.rows[0]["daily_ohlcv_stats:close"].status is Status.PRESENT
     assert redis.rows[2]["daily_ohlcv_stats:close"].status is Status.NOT_FOUND
     assert "FALLBACK_SOURCE" in raw.rows[0]["daily_ohlcv_stats:close"].flags
+
+
+def test_a_large_read_gets_time_for_its_size_and_one_given_too_little_blames_no_store(served: Served) -> None:
+    many = ENTITIES * 4_000
+    with served.client() as client:
+        for _ in range(FAILURES_TO_OPEN):
+            with pytest.raises(NoTierAnsweredError):
+                client.get_online_features(REFERENCES, many, policy=ReadPolicy(deadline_seconds=0.01))
+        assert client.degraded == ()
+        assert tiers(client.get_online_features(REFERENCES, many)) <= {"redis", "postgres"}
+        assert client.degraded == ()
 
 
 def test_a_killed_redis_is_answered_by_postgres_and_comes_back(served: Served) -> None:
