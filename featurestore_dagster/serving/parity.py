@@ -94,31 +94,34 @@ def parity(
         for view in compared:
             progress(view.name)
             try:
-                served = _served(postgres, online, view, now, sample, seed)
-                expected = _rows(published, view, list(served), now)
-                mismatches += [found for key, row in served.items() for found in _differences(view, key, row, expected[key], "published")]
+                sampled = _sampled(postgres, online, published, view, now, sample, seed)
+                served = {key: row for key, (row, _) in sampled.items() if row is not None}
                 again = _recomputed(catalogue, postgres, view, served)
-                mismatches += [found for key, row in served.items() for found in _differences(view, key, row, again[key], "recomputed")]
+                for key, (row, expected) in sampled.items():
+                    mismatches += _differences(view, key, row, expected, "published")
+                    if row is not None:
+                        mismatches += _differences(view, key, row, again[key], "recomputed")
             except FeatureStoreError as error:
                 unproven.append(f"{view.name}: {error}")
                 continue
-            vectors += len(served)
-            values += len(served) * len(view.features)
+            vectors += len(sampled)
+            values += len(sampled) * len(view.features)
     finally:
         published.close()
     return Parity(now, len(compared), vectors, values, tuple(mismatches), tuple(unproven))
 
 
-def _served(
-    postgres: PostgresSettings, online: Tier, view: FeatureView, now: datetime, sample: int, seed: int
-) -> dict[tuple[str, ...], StoredRow]:
-    """Newest rows, by key, of a sample of the entities that are served."""
+def _sampled(
+    postgres: PostgresSettings, online: Tier, published: Tier, view: FeatureView, now: datetime, sample: int, seed: int
+) -> dict[tuple[str, ...], tuple[StoredRow | None, StoredRow | None]]:
+    """Newest rows, served and published, by key, of a sample of the entities that have either."""
     keys = PostgresStore(postgres, FrozenClock(now)).entities(view)
     shuffled = random.Random(f"{seed} {view.name}").sample(keys, len(keys))  # noqa: S311 - no secret
-    found: dict[tuple[str, ...], StoredRow] = {}
+    found: dict[tuple[str, ...], tuple[StoredRow | None, StoredRow | None]] = {}
     for start in range(0, len(shuffled), ENTITIES_PER_READ):
-        rows = _rows(online, view, shuffled[start : start + ENTITIES_PER_READ], now)
-        found |= {key: row for key, row in rows.items() if row is not None}
+        asked = shuffled[start : start + ENTITIES_PER_READ]
+        served, expected = _rows(online, view, asked, now), _rows(published, view, asked, now)
+        found |= {key: (served[key], expected[key]) for key in asked if served[key] is not None or expected[key] is not None}
         if len(found) >= sample:
             break
     return dict(list(found.items())[:sample])
@@ -148,10 +151,13 @@ def _recomputed(
     return found
 
 
-def _differences(view: FeatureView, key: tuple[str, ...], row: StoredRow, expected: StoredRow | None, against: str) -> list[Mismatch]:
+def _differences(
+    view: FeatureView, key: tuple[str, ...], row: StoredRow | None, expected: StoredRow | None, against: str
+) -> list[Mismatch]:
     entity = "/".join(key)
-    if expected is None:
-        return [Mismatch(view.name, entity, "row", "a row", "none", against)]
+    if row is None or expected is None:
+        ours, theirs = ("none" if one is None else "a row" for one in (row, expected))
+        return [Mismatch(view.name, entity, "row", ours, theirs, against)]
     fields: list[tuple[str, object, object]] = [
         ("event_timestamp", row.event_microseconds, expected.event_microseconds),
         ("known_at", row.known_microseconds, expected.known_microseconds),

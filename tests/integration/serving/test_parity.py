@@ -54,6 +54,21 @@ def test_a_wrong_published_bit_is_found_by_the_recomputation_and_a_wrong_served_
     }
 
 
+def test_a_row_that_redis_lost_is_a_difference(served: Served) -> None:
+    with served.redis() as plain:
+        lost = [key for key in plain.scan_iter("*") if b"BBB" in key]
+        assert plain.delete(*lost) == len(lost) > 0
+    try:
+        found = compared(served)
+        differing = [(one.view, one.entity, one.field, one.served, one.expected, one.against) for one in found.mismatches]
+        assert differing == [(view.name, "BBB", "row", "none", "a row", "published") for view in VIEWS]
+        assert found.vectors == 10
+    finally:
+        with served.redis() as plain:
+            plain.flushall()
+        served.sync()
+
+
 def test_a_redis_that_does_not_answer_proves_nothing(served: Served) -> None:
     served.kill("redis")
     found = compared(served)
