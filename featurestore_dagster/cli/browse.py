@@ -12,7 +12,7 @@ from featurestore_dagster.cli.operate import connected
 from featurestore_dagster.cli.output import AsJson, console, print_json, print_rows
 from featurestore_dagster.errors import StoreUnavailableError, UnknownNameError
 from featurestore_dagster.features import CATALOGUE
-from featurestore_dagster.model.entity import parse_entity_id
+from featurestore_dagster.model.entity import TIMEFRAMES, parse_entity_id
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.model.time import Timeframe, duration
 from featurestore_dagster.projections.data_dictionary import view_facts
@@ -210,14 +210,13 @@ def print_vector(title: str, answer: Any) -> None:
 
 def _entity(symbol: str, timeframe: str | None) -> tuple[str, str]:
     """Symbol and timeframe of the options; the shorthand SYMBOL_TIMEFRAME is taken apart when it ends in a timeframe."""
-    allowed = [known.value for known in Timeframe]
-    if symbol.rpartition("_")[2] in allowed and "_" in symbol:
-        symbol, shorthand = parse_entity_id(symbol)
+    symbol, shorthand = parse_entity_id(symbol)
+    if shorthand is not None:
         if timeframe not in (None, shorthand):
             raise typer.BadParameter(f"--symbol {symbol}_{shorthand} says timeframe {shorthand}, --timeframe says {timeframe}")
         return symbol, shorthand
-    if timeframe is not None and timeframe not in allowed:
-        raise UnknownNameError("timeframe", timeframe, allowed)
+    if timeframe is not None and timeframe not in TIMEFRAMES:
+        raise UnknownNameError("timeframe", timeframe, TIMEFRAMES)
     return symbol, timeframe or Timeframe.ONE_DAY.value
 
 

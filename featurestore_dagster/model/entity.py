@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from featurestore_dagster.model.time import Timeframe
+
+TIMEFRAMES = tuple(timeframe.value for timeframe in Timeframe)
+
 
 @dataclass(frozen=True)
 class Entity:
@@ -12,13 +16,7 @@ class Entity:
     description: str
 
 
-def parse_entity_id(entity_id: str) -> tuple[str, str]:
-    """Split the shorthand `BTCUSDT_1h` at its last underscore into symbol and timeframe.
-
-    Raises:
-        ValueError: There is no underscore, or a part is empty.
-    """
+def parse_entity_id(entity_id: str) -> tuple[str, str | None]:
+    """Symbol and timeframe of the shorthand `BTCUSDT_1h`; an id that does not end in `_` and a timeframe is a symbol, without one."""
     symbol, _, timeframe = entity_id.rpartition("_")
-    if not symbol or not timeframe:
-        raise ValueError(f"entity id {entity_id!r} is not SYMBOL_TIMEFRAME, for example BTCUSDT_1h")
-    return symbol, timeframe
+    return (symbol, timeframe) if symbol and timeframe in TIMEFRAMES else (entity_id, None)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from featurestore_dagster.errors import MalformedDataError, NotOnlineError, RefusedError
 from featurestore_dagster.features.entities import PORTFOLIO, TICKER, TIMEFRAME, WHOLE_FIRM
 from featurestore_dagster.model.catalogue import Catalogue
-from featurestore_dagster.model.entity import parse_entity_id
-from featurestore_dagster.model.time import Timeframe
+from featurestore_dagster.model.entity import TIMEFRAMES, parse_entity_id
 from featurestore_dagster.serving.plan import ReadPlan, plan
 
 MAXIMUM_VALUES = 5_000_000
@@ -66,24 +65,20 @@ def online_request(
 
 
 def entity_row(identifier: str, resolved: ReadPlan) -> dict[str, str]:
-    """The entity row of an id: split at the last `_` when a timeframe is needed.
+    """The entity row of an id: split at the last `_` when a timeframe follows, whether or not a view needs it.
 
     Raises:
         MalformedDataError: A timeframe is needed, and the id does not end with one; or it is no text.
     """
     if not isinstance(identifier, str):
         raise MalformedDataError(f"entity id {identifier!r} is no text; a symbol is needed, or symbol and timeframe as in BTCUSDT_1h")
-    row = {TICKER.join_key: identifier, PORTFOLIO.join_key: WHOLE_FIRM}
+    symbol, timeframe = parse_entity_id(identifier)
+    row = {TICKER.join_key: symbol, PORTFOLIO.join_key: WHOLE_FIRM}
+    if timeframe is not None:
+        return row | {TIMEFRAME.join_key: timeframe}
     if TIMEFRAME.join_key in resolved.join_keys:
-        allowed = [known.value for known in Timeframe]
-        try:
-            symbol, timeframe = parse_entity_id(identifier)
-        except ValueError:
-            symbol = timeframe = ""
-        if timeframe not in allowed:
-            raise MalformedDataError(
-                f"entity id {identifier!r} does not end with a timeframe, which view {resolved.join_keys[TIMEFRAME.join_key]} needs; write "
-                f"it as in BTCUSDT_1h, with one of {', '.join(allowed)}"
-            )
-        row |= {TICKER.join_key: symbol, TIMEFRAME.join_key: timeframe}
+        raise MalformedDataError(
+            f"entity id {identifier!r} does not end with a timeframe, which view {resolved.join_keys[TIMEFRAME.join_key]} needs; write "
+            f"it as in BTCUSDT_1h, with one of {', '.join(TIMEFRAMES)}"
+        )
     return row

@@ -78,6 +78,5 @@ def test_a_clock_that_is_none(text: str) -> None:
 def test_entity_ids_are_split_at_their_last_underscore() -> None:
     assert parse_entity_id("BTCUSDT_1h") == ("BTCUSDT", "1h")
     assert parse_entity_id("BRK_B_1d") == ("BRK_B", "1d")
-    for text in ("BTCUSDT", "_1h", "BTCUSDT_", ""):
-        with pytest.raises(ValueError, match="SYMBOL_TIMEFRAME"):
-            parse_entity_id(text)
+    for text in ("BTCUSDT", "_1h", "BTCUSDT_", "BTCUSDT_2h", ""):
+        assert parse_entity_id(text) == (text, None)

@@ -113,9 +113,9 @@ def test_an_entity_id_is_split_at_its_last_underscore(symbol: str, timeframe: st
     assert request.entities == [{"symbol": symbol, "timeframe": timeframe, "portfolio": "GLOBAL"}]
 
 
-def test_an_entity_id_of_a_view_without_timeframe_is_the_symbol_whole() -> None:
-    request = online_request(CATALOGUE, ["momentum_features:rsi_14"], (), ["BTCUSDT_1h"])
-    assert request.entities[0]["symbol"] == "BTCUSDT_1h"
+def test_an_entity_id_names_the_same_symbol_to_a_view_without_timeframe() -> None:
+    request = online_request(CATALOGUE, ["momentum_features:rsi_14"], (), ["BTCUSDT_1h", "BRK_B"])
+    assert [row["symbol"] for row in request.entities] == ["BTCUSDT", "BRK_B"]
 
 
 @pytest.mark.parametrize("identifier", ["BTCUSDT", "BTCUSDT_2h", "_1h", "BTCUSDT_"])
