@@ -24,6 +24,7 @@ from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.serving.answer import Status
 from featurestore_dagster.serving.client import FeatureStoreClient
 from featurestore_dagster.serving.online_sync import sync_view
+from featurestore_dagster.serving.policy import ReadPolicy
 from featurestore_dagster.settings import Settings
 from tests.local_provider import Answer, Asked, LocalProvider, local_provider
 
@@ -147,7 +148,7 @@ def test_fifteen_values_in_order_from_what_the_providers_send(
         sync_view(view, platform.store, platform.online, NOW)
 
     row = {"symbol": "USDCOP"}
-    (answer,) = FeatureStoreClient(settings).get_online_features("observation_15d", [row]).rows
+    (answer,) = FeatureStoreClient(settings).get_online_features("observation_15d", [row], policy=ReadPolicy(deadline_seconds=20)).rows
     assert [value.reference.partition(":")[2] for value in answer.values] == [feature.name for _, feature in service.references]
     assert len(answer.values) == 15
     assert {value.reference: value.status for value in answer.values if value.status is not Status.PRESENT} == {}

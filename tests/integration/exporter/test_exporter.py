@@ -167,7 +167,8 @@ def test_a_real_prometheus_answers_every_panel_and_every_rule(served: Served, ex
     record(served.catalogue, SloStore(served.settings.postgres), NOW)  # as the freshness sensor does
     with serving(served.settings) as server, prometheus(exporter, server, tmp_path) as address:
         with server.client() as client:
-            answer = client.post("/v1/online-features", json={"features": REFERENCES, "entities": ENTITIES[:1]})
+            asked_for = {"features": REFERENCES, "entities": ENTITIES[:1], "policy": {"deadline_seconds": 20}}
+            answer = client.post("/v1/online-features", json=asked_for)
             assert answer.status_code == 200, answer.text
 
         counters = (metrics.ROWS_PUBLISHED.name, metrics.REQUESTS.name)

@@ -21,11 +21,13 @@ from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.serving.answer import Status
 from featurestore_dagster.serving.http.uploads import ARROW, PARQUET
+from featurestore_dagster.serving.policy import ReadPolicy
 from tests.integration.http.conftest import COMMAND, HttpServer, environment, serving, wait_until
 from tests.integration.serving.conftest import NOW, REFERENCES, Served
 
 SYMBOLS = ["AAA", "nobody", "CCC"]
 PATIENT = {"deadline_seconds": 20}
+UNHURRIED = ReadPolicy(**PATIENT)
 KEY = "a key of \u00fcs"
 FEAST_SIDE = Path(__file__).with_name("remote_feast_side.py")
 
@@ -62,7 +64,7 @@ def test_feasts_protocol_gives_what_the_client_gives(client: httpx.Client, serve
     keys, *columns = answer.json()["results"]
     assert keys == {"values": SYMBOLS, "statuses": ["PRESENT"] * 3, "event_timestamps": ["1970-01-01T00:00:00Z"] * 3}
     with served.client() as ours:
-        expected = ours.get_online_features(REFERENCES, [{"symbol": symbol} for symbol in SYMBOLS])
+        expected = ours.get_online_features(REFERENCES, [{"symbol": symbol} for symbol in SYMBOLS], policy=UNHURRIED)
     for position, column in enumerate(columns):
         assert column["values"] == [row.numbers[position] for row in expected.rows]
         assert column["statuses"] == [row.statuses[position] for row in expected.rows]
@@ -76,9 +78,9 @@ def test_ours_tells_ages_flags_and_tiers_and_reads_the_past(client: httpx.Client
     then = datetime.fromisoformat("2018-12-20T00:00:00Z")
     with served.client() as ours:
         for expected, extra in (
-            (ours.get_online_features(REFERENCES, rows), {}),
+            (ours.get_online_features(REFERENCES, rows, policy=UNHURRIED), {}),
             (ours.get_online_features(REFERENCES, rows, as_of_timestamp=then), {"as_of": then.isoformat()}),
-            (ours.get_online_features(REFERENCES, entity_ids=SYMBOLS), {"entities": None, "entity_ids": SYMBOLS}),
+            (ours.get_online_features(REFERENCES, entity_ids=SYMBOLS, policy=UNHURRIED), {"entities": None, "entity_ids": SYMBOLS}),
         ):
             answer = client.post("/v1/online-features", json=body | extra).json()
             assert datetime.fromisoformat(answer["as_of"]) == expected.as_of
@@ -320,7 +322,7 @@ def test_feasts_own_sdk_reads_through_its_remote_store(http: HttpServer, served:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     with served.client() as ours:
-        expected = ours.get_online_features(REFERENCES, [{"symbol": symbol} for symbol in SYMBOLS])
+        expected = ours.get_online_features(REFERENCES, [{"symbol": symbol} for symbol in SYMBOLS], policy=UNHURRIED)
     for position, reference in enumerate(REFERENCES):
         assert found["online"][reference.replace(":", "__")] == [row.numbers[position] for row in expected.rows]
     assert found["statuses"] == [[status.value for status in row.statuses] for row in expected.rows]

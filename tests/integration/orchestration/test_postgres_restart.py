@@ -40,6 +40,7 @@ NEXT, AFTER_NEXT = "2018-12-10", "2018-12-11"
 END = close_of(AFTER_NEXT) + timedelta(hours=12)
 REFERENCES = [f"{view.name}:{name}" for view in VIEWS for name in view.feature_names]
 BODY = {"features": REFERENCES, "entities": {"symbol": ["AAA", "CCC"]}, "full_feature_names": True}
+NOW_READ = {"features": REFERENCES, "entities": [{"symbol": "AAA"}], "policy": {"deadline_seconds": 20}}
 PAST = {"features": REFERENCES, "entities": [{"symbol": "AAA", "event_timestamp": END.isoformat()}]}
 PATIENT = ReadPolicy(deadline_seconds=20)
 MINUTE = timedelta(minutes=1)
@@ -287,7 +288,7 @@ class Others:
         up = self.exporter.up()
         assert (up["redis"], up["ledger"], up["freshness"]) == (1, 0, 0)
         with self.http.client() as web:
-            answer = web.post("/v1/online-features", json={"features": REFERENCES, "entities": [{"symbol": "AAA"}]})
+            answer = web.post("/v1/online-features", json=NOW_READ)
             assert answer.status_code == 200, answer.text
             assert web.post("/v1/historical-features", json=PAST).status_code == 503
             assert web.get("/health/ready").status_code == 200

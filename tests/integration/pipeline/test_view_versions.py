@@ -136,7 +136,8 @@ def test_redis_holds_the_newest_only_and_the_older_comes_from_postgres(toy: Toy)
     toy.sync(V2)
     assert toy.served("toy_view:change") == (pytest.approx(toy.change(5)), Status.PRESENT, "redis")
     assert toy.served("toy_view@1:change") == (pytest.approx(toy.change(1)), Status.PRESENT, "postgres")
-    answer = toy.client.get_online_features(["toy_view@1:change", "toy_view:change"], [{"symbol": "AAA"}]).rows[0]
+    both = ["toy_view@1:change", "toy_view:change"]
+    answer = toy.client.get_online_features(both, [{"symbol": "AAA"}], policy=ReadPolicy(deadline_seconds=20)).rows[0]
     assert [value.reference for value in answer.values] == ["toy_view@1:change", "toy_view:change"]
     assert [value.value for value in answer.values] == [pytest.approx(toy.change(1)), pytest.approx(toy.change(5))]
 
