@@ -1,6 +1,6 @@
 """Schedules: each calendar's path at the cadence of its streams, in the market's own time. A holiday starts nothing."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 
 import dagster as dg
@@ -8,13 +8,13 @@ import polars as pl
 from dagster._core.storage.tags import PRIORITY_TAG
 from dagster._utils.schedules import schedule_execution_time_iterator
 
-from featurestore_dagster.calendars import MarketCalendar, calendar
+from featurestore_dagster.calendars import calendar
 from featurestore_dagster.calendars.exchange_hours import COLOMBIAN_PESO
 from featurestore_dagster.features.services import OBSERVATION_15D
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
-from featurestore_dagster.model.time import Clock, Timeframe
+from featurestore_dagster.model.time import Clock
 from featurestore_dagster.orchestration import asset_keys
 from featurestore_dagster.orchestration.jobs import SLOW, MarketPath
 from featurestore_dagster.orchestration.partitions import first_session, range_tags
@@ -42,15 +42,8 @@ def longest_lag(catalogue: Catalogue, path: MarketPath) -> timedelta:
 
 
 def build_path_schedule(catalogue: Catalogue, path: MarketPath) -> dg.ScheduleDefinition:
-    """Runs the path for the session of the newest bar, at every stream's cron.
-
-    The last bar of a session ends with it, so the tick that serves it comes after the session: it is asked for up to the longest SLO, at
-    most an hour, later. A holiday asks for nothing.
-    """
-    streams = path.streams(catalogue)
-    crons = sorted({stream.schedule for _, stream in streams})
-    timeframes = {stream.timeframe for _, stream in streams}
-    lag = longest_lag(catalogue, path)
+    """Runs the path for the session of the newest bar, at every stream's cron."""
+    crons = sorted({stream.schedule for _, stream in path.streams(catalogue)})
     market = calendar(path.calendar)
 
     @dg.schedule(
@@ -61,15 +54,10 @@ def build_path_schedule(catalogue: Catalogue, path: MarketPath) -> dg.ScheduleDe
         description=f"{path.name} after each bar; nothing while the market is closed",
     )
     def path_schedule(context: dg.ScheduleEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.RunRequest | dg.SkipReason:
-        now = platform.clock.now()
         if later := _later_tick(context, crons, market.time_zone, platform.clock):
             # A daemon that was down hands in the ticks that it missed: the newest one asks for all that is new.
             return dg.SkipReason(f"missed: the tick of {later.isoformat()} asks for the session, the propagation sensor for earlier ones")
-        label = _newest_session(market, timeframes, now)
-        if now > market.session(label).window_end + lag:
-            following = min(market.next_bar_end(timeframe, now) for timeframe in timeframes)
-            return dg.SkipReason(f"calendar {path.calendar}: no bar since session {label}; the next one ends at {following.isoformat()}")
-        return _live_run(context, label)
+        return _live_run(context, catalogue, path, platform.clock.now())
 
     return path_schedule
 
@@ -83,7 +71,6 @@ def build_fallback_schedule(catalogue: Catalogue, path: MarketPath) -> dg.Schedu
     """Runs the path again for the session of the newest bar while a view of the observation is late."""
     views = fallback_views(path)
     streams = [(view, stream) for view, stream in path.streams(catalogue) if view in views and catalogue.is_fed(stream)]
-    timeframes = {stream.timeframe for _, stream in path.streams(catalogue)}
 
     @dg.schedule(
         name=f"{path.name}_fallback_schedule",
@@ -97,7 +84,7 @@ def build_fallback_schedule(catalogue: Catalogue, path: MarketPath) -> dg.Schedu
         states = [stream_state(catalogue, platform.store, view, stream, now) for view, stream in streams]
         if not any(state.freshness.state.overdue for state in states):
             return dg.SkipReason(f"no view of {OBSERVATION_15D.name} on {path.name} is late")
-        return _live_run(context, _newest_session(calendar(path.calendar), timeframes, now))
+        return _live_run(context, catalogue, path, now)
 
     return fallback_schedule
 
@@ -146,11 +133,19 @@ def _later_tick(context: dg.ScheduleEvaluationContext, crons: Sequence[str], tim
     return later if later <= clock.now() else None
 
 
-def _newest_session(market: MarketCalendar, timeframes: Iterable[Timeframe], now: datetime) -> date:
+def _live_run(
+    context: dg.ScheduleEvaluationContext, catalogue: Catalogue, path: MarketPath, now: datetime
+) -> dg.RunRequest | dg.SkipReason:
+    """The path for the session of the newest bar.
+
+    The last bar of a session ends with it, so the tick that serves it comes after the session: it is asked for up to the longest SLO, at
+    most an hour, later. A holiday asks for nothing.
+    """
+    market, timeframes = calendar(path.calendar), {stream.timeframe for _, stream in path.streams(catalogue)}
     newest = max(market.latest_bar_end(timeframe, now) for timeframe in timeframes)
-    return market.session_of(pl.Series([newest], dtype=UTC_MICROSECONDS))[0]  # type: ignore[no-any-return]
-
-
-def _live_run(context: dg.ScheduleEvaluationContext, session: date) -> dg.RunRequest:
+    session: date = market.session_of(pl.Series([newest], dtype=UTC_MICROSECONDS))[0]
+    if now > market.session(session).window_end + longest_lag(catalogue, path):
+        following = min(market.next_bar_end(timeframe, now) for timeframe in timeframes)
+        return dg.SkipReason(f"calendar {path.calendar}: no bar since session {session}; the next one ends at {following.isoformat()}")
     tick = context.scheduled_execution_time.replace(second=0, microsecond=0)
     return dg.RunRequest(run_key=f"{session}:{tick.isoformat()}", partition_key=session.isoformat(), tags={PRIORITY_TAG: LIVE_PRIORITY})
