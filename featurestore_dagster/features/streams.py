@@ -20,8 +20,8 @@ from featurestore_dagster.model.raw_table import Dataset
 from featurestore_dagster.model.slo import SLO
 from featurestore_dagster.model.time import Timeframe
 
-AFTER_US_CLOSE = "15 16 * * 1-5"
-"""Quarter of an hour after the regular close; on a holiday nothing is due, so nothing starts."""
+AFTER_US_CLOSE = "5 13,16 * * 1-5"
+"""Five minutes after the close of a half day and after the regular one; on a holiday nothing is due, so nothing starts."""
 
 AFTER_PESO_CLOSE = "15 18 * * 1-5"
 IN_PESO_SESSION = "*/5 13-18 * * 1-5"
@@ -68,7 +68,7 @@ def with_inputs(stream: Stream, *beside: Dataset) -> Stream:
 
 
 DAILY_BAR = SLO(timedelta(hours=1))
-"""Of a daily bar in a view whose other streams are faster: the bar itself comes a quarter of an hour after the close."""
+"""Of a daily bar in a view whose other streams are faster: the bar itself is asked for after the close."""
 
 
 def paced(stream: Stream) -> Stream:

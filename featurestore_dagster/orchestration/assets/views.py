@@ -28,8 +28,8 @@ JOINED_LAST = "-1"
 
 SHORTEST_POLICY = timedelta(minutes=1)
 LAST_HOUR = 23
-HOURS = re.compile(r"\d+(-\d+)?")
-"""An hour, or a range of hours, of a cron expression."""
+HOURS = re.compile(r"\d+(-\d+|(,\d+)*)")
+"""Hours of a cron expression: one, a range, or a list."""
 
 
 def build_stream_asset(catalogue: Catalogue, view: FeatureView, stream: Stream, clock: Clock) -> dg.AssetsDefinition:
@@ -110,11 +110,12 @@ def freshness_policy(view: FeatureView, stream: Stream) -> dg.FreshnessPolicy:
         return dg.FreshnessPolicy.time_window(fail_window=stream.timeframe.duration + slo, warn_window=max(slo, SHORTEST_POLICY))
     once_an_hour = minute.isdecimal()
     late, minutes = divmod(timedelta(minutes=int(minute) if once_an_hour else 59) + slo, timedelta(hours=1))
-    due = [int(hour) + late for hour in hours.split("-")]
+    between = "-" if "-" in hours else ","
+    due = [int(hour) + late for hour in hours.split(between)]
     if max(due) > LAST_HOUR:
         return dg.FreshnessPolicy.time_window(fail_window=LONGEST_CLOSURE + stream.timeframe.duration + slo, warn_window=slo)
     return _deadlines(
-        f"{minutes // timedelta(minutes=1)} {'-'.join(map(str, due))} {' '.join(days)}",
+        f"{minutes // timedelta(minutes=1)} {between.join(map(str, due))} {' '.join(days)}",
         slo if once_an_hour else max(slo, timedelta(hours=1)),
         calendar(stream.calendar).time_zone,
     )
