@@ -9,6 +9,8 @@ A stream of snapshots that reads nothing but released series has nothing new to 
 bar end at or after the next release of any of them, by the release calendar; or, if that is sooner, it is due when the TTL of the watermark
 ends, since from then on nothing is served.
 
+Nothing is owed of a stream that has had values, from the first bar on for which none of its entities is listed any more.
+
     FRESH    nothing is overdue and the market trades
     CLOSED   nothing is overdue and the market does not trade
     LATE     the next value is overdue: now > due at, the same as lag > SLO
@@ -20,8 +22,9 @@ while the market trades, so no weekend or holiday makes anything stale. Only a n
 """
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from functools import cache
 
@@ -31,7 +34,8 @@ from featurestore_dagster.calendars import MarketCalendar, calendar
 from featurestore_dagster.errors import MalformedDataError, PointInTimeViolation
 from featurestore_dagster.features.macro_series import ReleasedSeries, series_of
 from featurestore_dagster.features.raw_tables import MACRO_OBSERVATIONS
-from featurestore_dagster.features.universe import instruments
+from featurestore_dagster.features.universe import instruments, listings_of
+from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView, Stream
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.model.time import Timeframe
@@ -61,7 +65,11 @@ STATES = pl.Enum([state.value for state in FreshnessState])
 
 @dataclass(frozen=True)
 class Expectation:
-    """When the values of one stream are owed; `series` are those whose releases oblige it, none where every bar end does."""
+    """When the values of one stream are owed.
+
+    `series` are those whose releases oblige it, none where every bar end does. From `ends_at` on nothing is listed any more; None: no end
+    is declared.
+    """
 
     calendar: MarketCalendar
     timeframe: Timeframe
@@ -69,6 +77,7 @@ class Expectation:
     max_lag: timedelta
     ttl: timedelta
     series: tuple[ReleasedSeries, ...] = ()
+    ends_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -76,9 +85,9 @@ class Freshness:
     """What is known about one watermark at `now`; all instants UTC.
 
     `expected_event_timestamp`: the newest bar end that could be available. `due_at`: when the next value must be served (without a
-    watermark: when the newest one that is overdue had to be). `next_due_at`: the first instant after `now` at which a value not yet
-    served falls due. `lag`: clock time since the next value became available, zero before that. `age_open`: open-market time since the
-    watermark. Both are None without a watermark.
+    watermark: when the newest one that is overdue had to be; where nothing is listed any more: when it would have to be). `next_due_at`:
+    the first instant after `now` at which a value not yet served falls due. `lag`: clock time since the next value became available, zero
+    before that. `age_open`: open-market time since the watermark. Both are None without a watermark.
     """
 
     state: FreshnessState
@@ -90,11 +99,28 @@ class Freshness:
     age_open: timedelta | None
 
 
-def expectation(view: FeatureView, stream: Stream) -> Expectation:
+def expectation(catalogue: Catalogue, view: FeatureView, stream: Stream) -> Expectation:
     """What `stream` of `view` owes: a value needs its slowest input, so the latency is the greatest of theirs (a dbt mart has none)."""
     latency = max((dataset.latency for dataset in stream.inputs), default=timedelta(0))
     market, max_lag = calendar(stream.calendar), view.slo_of(stream).max_lag
-    return Expectation(market, stream.timeframe, latency, max_lag, view.ttl_of(stream), _obliging_series(view, stream))
+    return Expectation(
+        market,
+        stream.timeframe,
+        latency,
+        max_lag,
+        view.ttl_of(stream),
+        _obliging_series(view, stream),
+        _ends_at(market, stream.timeframe, latency, [listing.last for listing in listings_of(catalogue, view, stream).values()]),
+    )
+
+
+def _ends_at(market: MarketCalendar, timeframe: Timeframe, latency: timedelta, last_sessions: Sequence[date | None]) -> datetime | None:
+    """When the first bar that no listing covers could be available; None where a listing is open-ended, and where there is none."""
+    ended = [last for last in last_sessions if last is not None]
+    if not ended or len(ended) < len(last_sessions):
+        return None
+    unlisted: date = market.sessions(max(ended) + timedelta(days=1), max(ended) + timedelta(days=10))["session"][0]
+    return market.next_bar_end(timeframe, market.session(unlisted).window_start) + latency
 
 
 def _obliging_series(view: FeatureView, stream: Stream) -> tuple[ReleasedSeries, ...]:
@@ -106,9 +132,9 @@ def _obliging_series(view: FeatureView, stream: Stream) -> tuple[ReleasedSeries,
     return tuple(dict.fromkeys(series.released for series in read))
 
 
-def freshness(view: FeatureView, stream: Stream, watermark: datetime | None, now: datetime) -> Freshness:
+def freshness(catalogue: Catalogue, view: FeatureView, stream: Stream, watermark: datetime | None, now: datetime) -> Freshness:
     """Freshness of a stream of a view; see `evaluate`."""
-    return evaluate(expectation(view, stream), watermark, now)
+    return evaluate(expectation(catalogue, view, stream), watermark, now)
 
 
 def evaluate(expected: Expectation, watermark: datetime | None, now: datetime) -> Freshness:
@@ -135,7 +161,8 @@ def evaluate(expected: Expectation, watermark: datetime | None, now: datetime) -
             f"watermark {watermark.isoformat()} is ahead of the clock, {now.isoformat()}; allowed: at most {CLOCK_SKEW.seconds} s ahead. "
             "Read watermarks as of the clock, and quarantine rows from the future"
         )
-    due_at = due_after(expected, watermark)
+    has_ended = expected.ends_at is not None and now >= expected.ends_at
+    due_at = due_after(expected, newest_available if has_ended else watermark)
     age_open = market.open_time(min(watermark, now), now)
     return Freshness(
         state=_state(expected, due_at, age_open, now),

@@ -76,7 +76,10 @@ def overdue_intervals(
     overdue: list[tuple[datetime, datetime]] = []
 
     def count(held: datetime | None, since: datetime, until: datetime) -> None:
-        owed_since = since if held is None else max(since, due_after(expected, held))
+        owed_since = since
+        if held is not None:
+            owed_since = max(since, due_after(expected, held))
+            until = min(until, expected.ends_at or until)
         if owed_since < until:
             if overdue and overdue[-1][1] == owed_since:
                 owed_since = overdue.pop()[0]
@@ -111,10 +114,11 @@ def uncounted(
     first_published_at = store.first_published_at() if new else {}
     begun = [(last.get((view.label, stream.name)), view, stream) for view, stream in fed]
     for day, view, stream in sorted(begun, key=lambda item: item[0].evaluated_until if item[0] else now + CLOCK_SET_BACK):
-        yield _count(store, view, stream, day, first_published_at, now, since)
+        yield _count(catalogue, store, view, stream, day, first_published_at, now, since)
 
 
 def _count(
+    catalogue: Catalogue,
     store: SloStore,
     view: FeatureView,
     stream: Stream,
@@ -133,7 +137,7 @@ def _count(
         last = SloDay(view.label, stream.name, since.date(), 0.0, 0.0, since, *store.position(relation, since))
     advances = store.advances(relation, last.publication_id, last.watermark).rows()
     published = [(published_at, watermark) for _, published_at, watermark in advances]
-    overdue = overdue_intervals(expectation(view, stream), last.watermark, published, last.evaluated_until, now)
+    overdue = overdue_intervals(expectation(catalogue, view, stream), last.watermark, published, last.evaluated_until, now)
     counted: list[SloDay] = []
     day, seen = last, 0
     while not counted or counted[-1].evaluated_until < now:

@@ -53,7 +53,7 @@ def stream_state(catalogue: Catalogue, store: PostgresStore, view: FeatureView, 
     watermarks = store.watermarks(relation)
     newest = watermarks["watermark"].max()
     watermark = newest if isinstance(newest, datetime) else None
-    result = freshness(view, stream, watermark, now)
+    result = freshness(catalogue, view, stream, watermark, now)
     listings = listings_of(catalogue, view, stream)
     session = calendar(stream.calendar).session_of(pl.Series([result.expected_event_timestamp], dtype=UTC_MICROSECONDS))[0]
     if "symbol" in relation.keys:
@@ -61,7 +61,7 @@ def stream_state(catalogue: Catalogue, store: PostgresStore, view: FeatureView, 
             {"symbol": [name for name, listing in listings.items() if listing.covers(session)]}, schema={"symbol": pl.String}
         )
         watermarks = active.join(watermarks.group_by("symbol").agg(pl.col("watermark").max()), on="symbol", how="left")
-    behind = evaluate_entities(expectation(view, stream), watermarks, now).filter(
+    behind = evaluate_entities(expectation(catalogue, view, stream), watermarks, now).filter(
         pl.col("state").cast(pl.String).is_in(["LATE", "STALE", "NEVER"])
     )
     key = relation.keys[0]

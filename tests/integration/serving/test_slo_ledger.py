@@ -15,6 +15,8 @@ from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.projections.relation import stream_relation
 from featurestore_dagster.serving import slo_ledger
 from featurestore_dagster.serving.client import FeatureStoreClient
+from featurestore_dagster.serving.freshness import FreshnessState
+from featurestore_dagster.serving.slo_state import stream_state
 from featurestore_dagster.settings import Settings
 from featurestore_dagster.stores.postgres import PostgresStore
 from featurestore_dagster.stores.postgres.slo_ledger import SloStore
@@ -130,6 +132,16 @@ def test_a_stream_that_no_daemon_counted_costs_the_exporter_nothing(month: Month
 def test_what_was_never_published_owes_from_the_first_evaluation(month: Month) -> None:
     ticks(month, "2018-12-27T22:00", "2018-12-28T10:00")
     assert month.overdue_hours("2018-12-28T10:00") == pytest.approx((12, 12))
+
+
+def test_nothing_is_owed_once_nothing_is_listed(month: Month) -> None:
+    """The last close of the samples, on Monday 2018-12-31, never comes: it is overdue until the first close after it."""
+    month.publish("2018-12-28T22:00", "2018-12-28")
+    store = PostgresStore(month.settings.postgres, MovingClock(utc("2019-01-03T12:00")))
+    before, after = (stream_state(WATCHED, store, VIEW, STREAM, utc(at)) for at in ("2019-01-02T20:59", "2019-01-02T21:00"))
+    assert (before.freshness.state, len(before.worst)) == (FreshnessState.STALE, 2)
+    assert (after.freshness.state, after.worst) == (FreshnessState.CLOSED, ())
+    assert month.overdue_hours("2019-01-03T12:00") == pytest.approx((24 + 21, 2.5 * 24))
 
 
 def test_a_month_is_its_own(month: Month) -> None:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from featurestore_dagster.calendars import calendar
 from featurestore_dagster.errors import MalformedDataError, PointInTimeViolation, UnknownPartitionError
+from featurestore_dagster.features import CATALOGUE
+from featurestore_dagster.features.equity_views import DAILY_OHLCV_STATS
 from featurestore_dagster.features.macro_series import RELEASED_SERIES
 from featurestore_dagster.features.raw_tables import FX_CANDLES_1H, US_EQUITY_CANDLES_1D, US_EQUITY_CORPORATE_ACTIONS, US_MACRO
 from featurestore_dagster.model.entity import Entity
@@ -28,6 +30,7 @@ from featurestore_dagster.serving.freshness import (
     FreshnessState,
     evaluate,
     evaluate_entities,
+    expectation,
     freshness,
 )
 
@@ -255,7 +258,7 @@ def with_latency(dataset: Dataset, latency: timedelta) -> Dataset:
 def test_a_view_waits_for_its_slowest_input() -> None:
     inputs = (with_latency(US_EQUITY_CANDLES_1D, 15 * MINUTE), with_latency(US_EQUITY_CORPORATE_ACTIONS, 3 * HOUR), US_MACRO)
     stream = Stream("us_equity_1d", "us_equity", "XNYS", Timeframe.ONE_DAY, inputs, "0 17 * * 1-5")
-    assert freshness(view_of(stream), stream, utc("2018-12-27T21:00"), utc("2018-12-28T23:00")).due_at == utc("2018-12-29T01:00")
+    assert freshness(CATALOGUE, view_of(stream), stream, utc("2018-12-27T21:00"), utc("2018-12-28T23:00")).due_at == utc("2018-12-29T01:00")
 
 
 def test_each_stream_of_a_view_follows_its_own_market() -> None:
@@ -263,8 +266,26 @@ def test_each_stream_of_a_view_follows_its_own_market() -> None:
     euro = Stream("fx_1h", "fx", "FX", Timeframe.ONE_HOUR, (FX_CANDLES_1H,), "0 * * * *")
     view = replace(view_of(stocks), streams=(stocks, euro))
     watermark, now = utc("2018-07-03T17:00"), utc("2018-07-04T12:00")
-    assert freshness(view, stocks, watermark, now).state is FreshnessState.CLOSED
-    assert freshness(view, euro, watermark, now).state is FreshnessState.STALE
+    assert freshness(CATALOGUE, view, stocks, watermark, now).state is FreshnessState.CLOSED
+    assert freshness(CATALOGUE, view, euro, watermark, now).state is FreshnessState.STALE
+
+
+def test_a_stream_owes_until_the_first_bar_for_which_nothing_is_listed() -> None:
+    view, sampled = DAILY_OHLCV_STATS, CATALOGUE.with_sources(("samples",))
+    stocks, coins = view.streams
+    assert expectation(sampled, view, stocks).ends_at == utc("2019-01-02T21:00"), "the first close after 2018"
+    assert expectation(CATALOGUE, view, stocks).ends_at is None, "another source lists some still"
+    assert expectation(sampled, view, coins).ends_at is None, "no source lists any"
+
+
+def test_where_nothing_is_listed_nothing_is_owed_but_a_first_value() -> None:
+    now = utc("2018-12-28T23:00")
+    owed, ended = daily(), replace(daily(), ends_at=now)
+    for watermark in (utc("2018-12-26T21:00"), utc("2018-12-28T21:00")):
+        assert evaluate(ended, watermark, now - MINUTE) == evaluate(owed, watermark, now - MINUTE)
+        found = evaluate(ended, watermark, now)
+        assert (found.state, found.lag, found.due_at) == (FreshnessState.CLOSED, timedelta(0), utc("2018-12-31T22:15"))
+    assert evaluate(ended, None, now).state is FreshnessState.NEVER
 
 
 EXPECTATIONS = st.builds(

@@ -82,7 +82,7 @@ def test_state(owed: Callable[[], Expectation], watermark: str, now: str, state:
 def owed_series(stream_name: str) -> list[str]:
     view = CATALOGUE.view("macro_features")
     (stream,) = (found for found in view.streams if found.name == stream_name)
-    return [series.series_id for series in expectation(view, stream).series]
+    return [series.series_id for series in expectation(CATALOGUE, view, stream).series]
 
 
 def test_a_stream_owes_the_series_that_its_instruments_read_and_nothing_else() -> None:
@@ -90,7 +90,7 @@ def test_a_stream_owes_the_series_that_its_instruments_read_and_nothing_else() -
     assert owed_series("crypto_1h") == everybody
     assert owed_series("cop_1h") == [*everybody[:3], "COLIRLTLT01STM", *everybody[3:]]
     portfolio = CATALOGUE.view("portfolio_macro_features")
-    assert expectation(portfolio, portfolio.streams[0]).series == (), "it reads bars too: every snapshot is owed"
+    assert expectation(CATALOGUE, portfolio, portfolio.streams[0]).series == (), "it reads bars too: every snapshot is owed"
 
 
 def test_what_expires_is_owed_before_the_next_release() -> None:

@@ -1,6 +1,7 @@
 """Overdue time counted from publications: the same as looking at the freshness of every instant."""
 
 import itertools
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -58,17 +59,18 @@ def test_what_was_never_published_is_overdue_all_the_time() -> None:
 
 
 @settings(max_examples=50)
-@given(st.lists(st.tuples(st.integers(0, 48 * 60), st.integers(-3, 48)), max_size=12))
-def test_the_intervals_are_the_instants_at_which_freshness_says_overdue(published: list[tuple[int, int]]) -> None:
+@given(st.lists(st.tuples(st.integers(0, 48 * 60), st.integers(-3, 48)), max_size=12), st.none() | st.integers(-6, 48))
+def test_the_intervals_are_the_instants_at_which_freshness_says_overdue(published: list[tuple[int, int]], listed_hours: int | None) -> None:
     """Publications at random minutes, of bars that had ended by then."""
     start = utc("2026-03-07T00:00")
+    owed = replace(hourly(), ends_at=None if listed_hours is None else start + listed_hours * HOUR)
     advances = [(start + minute * MINUTE, start + hour * HOUR) for minute, hour in published if hour * 60 <= minute]
     before = start - 5 * HOUR
-    intervals = overdue_intervals(hourly(), before, advances, start, start + 48 * HOUR)
+    intervals = overdue_intervals(owed, before, advances, start, start + 48 * HOUR)
     for minute in range(0, 48 * 60, 10):
         instant = start + minute * MINUTE + timedelta(seconds=1)  # due instants and publications lie on whole minutes
         watermark = max([before, *(mark for at, mark in advances if at <= instant)])
-        overdue = evaluate(hourly(), watermark, instant).state.overdue
+        overdue = evaluate(owed, watermark, instant).state.overdue
         assert overdue == any(begin <= instant < end for begin, end in intervals), instant
     assert all(first[1] < second[0] for first, second in itertools.pairwise(intervals))
 
