@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from featurestore_dagster.cli.operate import PathRange, PathRun, as_day, connected, run_paths, sessions_between
+from featurestore_dagster.cli.operate import PathRange, PathRun, as_day, connected, no_session, run_paths, sessions_between
 from featurestore_dagster.cli.output import AsJson, console, print_json, print_rows
 from featurestore_dagster.errors import RefusedError
 from featurestore_dagster.features import CATALOGUE
@@ -50,7 +50,7 @@ def backfill(
         PostgresStore(running.postgres, running.make_clock()).apply(CATALOGUE)
         plans = list(plans_of(running, view, streams, first, last))
         if not plans:
-            raise RefusedError(f"no session of {view.label} with a source that is switched on lies in {start}..{end}; nothing was done")
+            raise _nothing_to_plan(running, view, streams, first, last)
         if preview:
             print_preview(plans, as_json=as_json)
             return
@@ -75,6 +75,18 @@ def plans_of(settings: Settings, view: FeatureView, streams: Sequence[Stream], f
         sessions = [day.isoformat() for day in sessions_between(settings, stream.calendar, first, last)]
         if sessions:
             yield plan_backfill(pipeline, Measurements(settings.postgres), view, stream, sessions, delivered)
+
+
+def _nothing_to_plan(settings: Settings, view: FeatureView, streams: Sequence[Stream], first: date, last: date) -> RefusedError:
+    """What to raise where there is no plan: no stream is fed, or none has a session in the range."""
+    fed = [stream for stream in streams if CATALOGUE.with_sources(settings.source_names).is_fed(stream)]
+    if fed:
+        return no_session(settings, list(dict.fromkeys(stream.calendar for stream in fed)), first, last)
+    sources = [source.name for source in CATALOGUE.sources if any(stream.inputs[0] in source.datasets for stream in streams)]
+    return RefusedError(
+        f"no source of {view.label}, {', '.join(stream.name for stream in streams)}, is switched on, only {settings.sources}; "
+        f"allowed: {', '.join(sources)}; nothing was done: add one to FEATURESTORE_SOURCES"
+    )
 
 
 def run_backfill(

@@ -176,7 +176,7 @@ def materialize(
             if (result := run_path(running, name, first, last, cadence=cadence, quiet=as_json)) is not None
         ]
     if not results:
-        raise RefusedError(f"no session of {', '.join(known)} with declared data lies in {start}..{end}; nothing was done")
+        raise no_session(running, [calendar_name] if calendar_name else known, first, last)
     if as_json:
         print_json([asdict(result) for result in results])
     raise typer.Exit(0 if all(result.succeeded for result in results) else 1)
@@ -292,8 +292,25 @@ def _followed(settings: Settings, process: subprocess.Popen[str], job: str, sess
 
 
 def sessions_between(settings: Settings, calendar_name: str, first: date, last: date) -> list[date]:
-    """Sessions of the range that the partition definition has: from the first listing to the clock's session."""
-    market = calendar(calendar_name)
+    """Sessions of the range that the partition definition has."""
+    earliest, newest = _session_bounds(settings, calendar_name)
+    low, high = max(first, earliest), min(last, newest)
+    return calendar(calendar_name).sessions(low, high)["session"].to_list() if low <= high else []
+
+
+def no_session(settings: Settings, calendar_names: Sequence[str], first: date, last: date) -> RefusedError:
+    """What to raise where `sessions_between` finds none on any of the calendars."""
+    bounds = {name: _session_bounds(settings, name) for name in calendar_names}
+    allowed = [f"{earliest}..{newest} ({name})" for name, (earliest, newest) in bounds.items() if earliest <= newest]
+    return RefusedError(
+        f"no session lies in {first}..{last}; allowed, from the first listing to the clock's session: "
+        f"{', '.join(allowed) or 'none, as no source that is switched on (FEATURESTORE_SOURCES) lists anything'}; "
+        "nothing was done: give days with a session among them"
+    )
+
+
+def _session_bounds(settings: Settings, calendar_name: str) -> tuple[date, date]:
+    """Sessions of the first listing, date.max where there is none, and of the clock."""
     catalogue = CATALOGUE.with_sources(settings.source_names)
     bars = [dataset for dataset in catalogue.datasets if dataset.calendar == calendar_name and dataset.bars]
     listings = [catalogue.listings(dataset) for dataset in bars]
@@ -301,9 +318,7 @@ def sessions_between(settings: Settings, calendar_name: str, first: date, last: 
         streams = [(view, stream) for view in catalogue.views for stream in view.streams if stream.calendar == calendar_name]
         listings = [listings_of(catalogue, view, stream) for view, stream in streams]
     earliest = min((listing.first for found in listings for listing in found.values()), default=date.max)
-    now = market.session_of(pl.Series([settings.make_clock().now()], dtype=UTC_MICROSECONDS))[0]
-    low, high = max(first, earliest), min(last, now)
-    return market.sessions(low, high)["session"].to_list() if low <= high else []
+    return earliest, calendar(calendar_name).session_of(pl.Series([settings.make_clock().now()], dtype=UTC_MICROSECONDS))[0]
 
 
 def as_day(text: str) -> date:

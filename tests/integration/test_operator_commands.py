@@ -95,6 +95,28 @@ def test_a_silence_has_a_reason(featurestore: Command) -> None:
     assert (code, "needs a reason" in text) == (2, True)
 
 
+LISTED = "allowed, from the first listing to the clock's session: 1999-01-04..2018-12-31 (XNYS); "
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(("backfill", "momentum_features", "2019-01-02", "2019-12-31"), LISTED, id="the clock's future"),
+        pytest.param(("backfill", "momentum_features", "1950-01-02", "1950-12-31"), LISTED, id="before the first listing"),
+        pytest.param(("materialize", "2018-12-25", "2018-12-25", "--calendar", "XNYS"), LISTED, id="a holiday"),
+        pytest.param(
+            ("backfill", "momentum_features", "2018-12-03", "2018-12-31", "--stream", "crypto_1d"),
+            "no source of momentum_features, crypto_1d, is switched on, only samples,files; allowed: binance; ",
+            id="no source",
+        ),
+    ],
+)
+def test_a_range_without_a_session_is_refused_with_what_is_allowed(featurestore: Command, arguments: tuple[str, ...], says: str) -> None:
+    with pytest.raises(RefusedError) as refused:
+        featurestore(*arguments)
+    assert says in str(refused.value)
+
+
 @pytest.mark.parametrize("duration", ["2", "0h", "2w", "-1h", "100d", "2h 30m"])
 def test_a_silence_has_a_duration_that_ends(duration: str) -> None:
     refused = RUNNER.invoke(app, ["alerts", "silence", "momentum_features", f"--for={duration}", "--reason", "x"], env={"COLUMNS": "200"})
