@@ -17,6 +17,7 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import RepoConfig
 
+from featurestore_dagster.errors import MalformedDataError
 from featurestore_dagster.feast_stores.connections import declared_view, environments_clock
 from featurestore_dagster.serving.answer import EPOCH, OnlineFeatures, Status, instant
 from featurestore_dagster.stores.redis import layout
@@ -200,6 +201,20 @@ def times_key(key: bytes) -> bytes:
     return b"{" + key + b"}"
 
 
+def with_times(table: FeastView, rows: Sequence[WrittenRow]) -> list[WrittenRow]:
+    """The rows, with None for a known-at that is NULL: Feast passes pandas' NaT.
+
+    Raises:
+        MalformedDataError: An event time is NULL.
+    """
+    if timeless := [entity_row(key) for key, _, event, _ in rows if _is_null(event)]:
+        raise MalformedDataError(
+            f"{table.name}: {len(timeless)} of {len(rows)} rows have no event time, the first of {timeless[0]}; every row needs one: "
+            "none was written"
+        )
+    return [(key, values, event, None if _is_null(created) else created) for key, values, event, created in rows]
+
+
 def writes(config: RepoConfig, table: FeastView, rows: Sequence[WrittenRow], now: datetime) -> Iterator[tuple[bytes, int]]:
     """Batches of commands and the numbers of their answers.
 
@@ -260,6 +275,10 @@ def is_of(key: bytes, prefix: bytes, join_keys: int, project: bytes) -> bool:
 def utc(moment: datetime) -> datetime:
     """Feast's convention: an instant without zone is UTC."""
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _is_null(moment: datetime | None) -> bool:
+    return moment is None or moment != moment  # noqa: PLR0124 - NaT differs from itself
 
 
 def _microseconds(moment: datetime) -> int:

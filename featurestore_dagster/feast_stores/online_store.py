@@ -41,6 +41,7 @@ from featurestore_dagster.feast_stores.online_rows import (
     name_in_request,
     row_deletions,
     utc,
+    with_times,
     writes,
 )
 from featurestore_dagster.features import CATALOGUE
@@ -121,9 +122,11 @@ class BitemporalOnlineStore(RedisOnlineStore):
         A view of our catalogue is brought up to the ledger instead.
 
         Raises:
+            MalformedDataError: A row has no event time; none is written.
             RefusedError: Rows of a view of our catalogue that were not published.
             StoreUnavailableError: Redis does not answer.
         """
+        data = with_times(table, data)
         if view := declared_view(config, table):
             _write_published(settings_of(config), view, data)
         else:
@@ -135,6 +138,7 @@ class BitemporalOnlineStore(RedisOnlineStore):
         self, config: RepoConfig, table: FeastView, data: list[WrittenRow], progress: Callable[[int], Any] | None
     ) -> None:
         """As `online_write_batch`."""
+        data = with_times(table, data)
         if view := declared_view(config, table):
             await asyncio.to_thread(_write_published, settings_of(config), view, data)
         else:

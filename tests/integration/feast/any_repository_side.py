@@ -176,6 +176,13 @@ def scenario(side: Side) -> None:
         row = {"driver_id": [5], "happened": [event], "created": [event], "value": [value], "other": [value]}
         side.store.write_to_online_store("quick", pd.DataFrame(row))
     seen["T11 written"] = side.online(["quick:value"], 5)
+    for number, created in ((9, None), (10, NOW - MINUTE)):
+        side.add("quick", number, NOW - 5 * MINUTE, created, float(number), None)
+    seen["no known-at materialized"] = refused(lambda: side.materialize("quick"))
+    seen["no known-at"] = side.online(["quick:value"], 9, 10)
+    undated = pd.DataFrame({"driver_id": [9, 11], "happened": [pd.NaT, NOW], "created": [NOW, NOW], "value": 1.0, "other": 1.0})
+    seen["no event time"] = refused(lambda: side.store.write_to_online_store("quick", undated))
+    seen["no event time written"] = side.online(["quick:value"], 11)
     side.add("quick", 6, NOW + 300 * DAY, NOW, 99.0, 99.0)
     side.add("quick", 6, NOW - 5 * MINUTE, NOW, 6.0, 6.0)
     side.store.materialize(NOW - DAY, NOW + 400 * DAY, ["quick"])

@@ -160,6 +160,17 @@ def test_t11_a_future_row_poisons_nothing(seen: dict[str, Any]) -> None:
     assert seen["stock"]["T11 materialized"]["value"] == [[99.0, "PRESENT"]]
 
 
+def test_a_row_may_have_no_known_at_and_must_have_an_event_time(seen: dict[str, Any]) -> None:
+    for side in ("ours", "stock"):
+        assert seen[side]["no known-at materialized"] == "answered None"
+        assert seen[side]["no known-at"]["value"] == [[9.0, "PRESENT"], [10.0, "PRESENT"]]
+    assert seen["ours"]["no event time"].startswith(
+        "MalformedDataError: quick: 1 of 2 rows have no event time, the first of {'driver_id': 9}"
+    )
+    assert seen["stock"]["no event time"].startswith("ValueError")
+    assert seen["ours"]["no event time written"]["value"] == [[None, "NOT_FOUND"]]
+
+
 def test_t12_unknown_entities_and_nulls_are_named(seen: dict[str, Any]) -> None:
     assert seen["ours"]["T4 T12"] == {
         "value": [[None, "OUTSIDE_MAX_AGE"], [1.0, "PRESENT"], [None, "NOT_FOUND"]],
