@@ -3,7 +3,7 @@
 Arrow from Postgres by ADBC; the join sees only keys and times, so that values of any type pass untouched.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -12,12 +12,14 @@ import polars as pl
 import pyarrow as pa
 from psycopg import sql
 
+from featurestore_dagster.errors import MalformedDataError
 from featurestore_dagster.pipeline.bitemporal import join_visible
 
 MOST_KEYS = 10_000
 """More distinct values of a key are not named in the query."""
 
-NUMERIC = "numeric"
+POSTGRES_TYPE = b"POSTGRESQL:type"
+"""ADBC's name, in a field's metadata, for the type of a column."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,17 @@ class Source:
 def read_arrow(uri: str, query: sql.Composable) -> pa.Table:
     """Result of a query in one chunk, since Feast looks at the first only; `numeric` as float64, as stock Feast reads it."""
     with adbc_driver_postgresql.dbapi.connect(uri, autocommit=True) as connection, connection.cursor() as cursor:
-        cursor.execute(query.as_string())
-        table = cursor.fetch_arrow_table()
+        return _fetched(cursor, query)
+
+
+def _fetched(cursor: adbc_driver_postgresql.dbapi.Cursor, query: sql.Composable) -> pa.Table:
+    cursor.execute(query.as_string())
+    return _numeric_as_float(cursor.fetch_arrow_table())
+
+
+def _numeric_as_float(table: pa.Table) -> pa.Table:
     columns = [
-        column.cast(pa.string()).cast(pa.float64())
-        if (field.metadata or {}).get(b"ADBC:postgresql:typname") == NUMERIC.encode()
-        else column
+        column.cast(pa.string()).cast(pa.float64()) if (field.metadata or {}).get(POSTGRES_TYPE) == b"numeric" else column
         for field, column in zip(table.schema, table.columns, strict=True)
     ]
     return pa.table(columns, names=table.column_names).combine_chunks()
@@ -63,20 +70,24 @@ def features_at(uri: str, source: Source, instants: pl.DataFrame, now: datetime)
         source: What is read.
         instants: The source's keys, under their names in the source and of any type that casts to theirs, and `_at` (UTC microseconds).
         now: Nothing later is known.
+
+    Raises:
+        MalformedDataError: A value of a key is not of the source's type.
     """
-    instants = instants.with_columns(pl.min_horizontal("_at", pl.lit(now)).alias("_visible"))
-    versions = read_arrow(uri, _range(source, instants, now))
-    times = pl.from_arrow(versions.select([*source.keys, "_event", "_known"])).with_row_index("_version")  # type: ignore[union-attr]
-    keys = [f"_key{number}" for number in range(len(source.keys))]
-    asked = instants.select(
-        "_at",
-        "_visible",
-        *(pl.col(name).cast(times.schema[name], strict=False).alias(key) for name, key in zip(source.keys, keys, strict=True)),
-    )
+    keys = {name: f"_key{number}" for number, name in enumerate(source.keys)}
+    with adbc_driver_postgresql.dbapi.connect(uri, autocommit=True) as connection, connection.cursor() as cursor:
+        typed = sql.SQL("select {} from {} as source").format(_columns(keys), sql.SQL(source.subquery))  # the repository's own text
+        columns: pa.Schema = cursor.adbc_execute_schema(typed.as_string())
+        instants = instants.with_columns(
+            pl.min_horizontal("_at", pl.lit(now)).alias("_visible"),
+            *(_as_key(instants[name], columns.field(name)).alias(key) for name, key in keys.items()),
+        )
+        versions = _fetched(cursor, _range(source, instants, keys, now))
+    times = pl.DataFrame(pl.from_arrow(versions.select([*keys, "_event", "_known"]))).with_row_index("_version")
     winners = join_visible(
-        asked,
-        times.rename(dict(zip(source.keys, keys, strict=True))),
-        keys=keys,
+        instants,
+        times.with_columns(_as_key(times[name], columns.field(name)).alias(key) for name, key in keys.items()).drop(keys),
+        keys=list(keys.values()),
         at="_visible",
         event_time="_event",
         known_at="_known",
@@ -87,8 +98,29 @@ def features_at(uri: str, source: Source, instants: pl.DataFrame, now: datetime)
     return versions.select(list(source.features)).take(winners.select(winner.cast(pl.Int64))["_version"].to_arrow())
 
 
-def _range(source: Source, instants: pl.DataFrame, now: datetime) -> sql.Composable:
-    """The versions that any of the instants could see."""
+def _as_key(values: pl.Series, column: pa.Field) -> pl.Series:
+    """Values as the column's type compares them, NULL for a number beyond its range.
+
+    Raises:
+        MalformedDataError: A value is not of that type.
+    """
+    kind = column.metadata[POSTGRES_TYPE].decode()
+    dtype = pl.DataFrame(pl.from_arrow(_numeric_as_float(pa.schema([column]).empty_table()))).dtypes[0]
+    if kind == "uuid" and values.dtype == pl.String:
+        cast = values.str.replace_all("[{}-]", "").str.decode("hex", strict=False)
+    else:
+        cast = values.cast(dtype, strict=False)
+    foreign = values.filter(cast.is_null() & values.is_not_null())
+    if foreign.len() and not (values.dtype.is_numeric() and dtype.is_numeric()):
+        raise MalformedDataError(
+            f"{foreign.len()} entity rows have a {column.name} that is no {kind}, its type at the source, such as {foreign[0]!r}; "
+            f"every value must be NULL or a {kind}: correct these rows or leave them out"
+        )
+    return cast.str.strip_chars_end(" ") if kind == "bpchar" else cast  # which pads with blanks
+
+
+def _range(source: Source, instants: pl.DataFrame, keys: Mapping[str, str], now: datetime) -> sql.Composable:
+    """The versions that any of the instants could see; `keys` names the column with each key as the source has it."""
     moment = sql.SQL("cast({} as timestamptz)")
     event, known = moment.format(sql.Identifier(source.event_time)), moment.format(source.known)
     high: datetime = instants["_visible"].max() or now  # type: ignore[assignment]
@@ -99,8 +131,8 @@ def _range(source: Source, instants: pl.DataFrame, now: datetime) -> sql.Composa
     conditions += [sql.SQL("{} is not null").format(sql.Identifier(name)) for name in source.keys]
     conditions += [
         sql.SQL("{} in ({})").format(sql.Identifier(name), sql.SQL(", ").join(map(sql.Literal, wanted)))
-        for name in source.keys
-        if (wanted := _texts(instants[name]))
+        for name, key in keys.items()
+        if (wanted := _texts(instants[name].filter(instants[key].is_not_null()))) is not None
     ]
     return sql.SQL("select {columns}, {event} as _event, {known} as _known from {source} as source where {conditions}").format(
         columns=_columns(dict.fromkeys((*source.keys, *source.features))),
@@ -151,13 +183,13 @@ def _within(column: sql.Composable, start: datetime | None, end: datetime | None
     return sql.SQL("({})").format(sql.SQL(" and ").join(bounds)) if bounds else sql.SQL("true")
 
 
-def _columns(names: Sequence[str] | dict[str, None]) -> sql.Composable:
+def _columns(names: Iterable[str]) -> sql.Composable:
     return sql.SQL(", ").join(map(sql.Identifier, names))
 
 
-def _texts(values: pl.Series) -> list[str]:
-    """Distinct values as text, which Postgres reads as the column's type; none when they are too many, or their text is not exact."""
+def _texts(values: pl.Series) -> list[str | None] | None:
+    """Distinct values, and NULL, as text that Postgres reads as the column's type; None when they are too many, or no text is exact."""
     if not (values.dtype == pl.String() or values.dtype.is_integer()):
-        return []
-    distinct = values.unique().drop_nulls()
-    return distinct.cast(pl.String).to_list() if distinct.len() <= MOST_KEYS else []
+        return None
+    distinct = values.unique()
+    return [None, *distinct.cast(pl.String)] if distinct.len() <= MOST_KEYS else None
