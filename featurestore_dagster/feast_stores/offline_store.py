@@ -184,7 +184,7 @@ def _entities(given: pa.Table, keys: set[str], at: str) -> pl.DataFrame:
     if not isinstance(instants.dtype, pl.Datetime) or instants.null_count():
         raise MalformedDataError(f"{at} is {instants.dtype} with {instants.null_count()} NULLs; every entity row needs an instant")
     zoned = instants.dt.replace_time_zone("UTC") if instants.dtype.time_zone is None else instants.dt.convert_time_zone("UTC")
-    return frame.select(keys).with_columns(zoned.cast(UTC_MICROSECONDS).alias("_at"))
+    return frame.select(*keys, zoned.cast(UTC_MICROSECONDS).alias("_at"))
 
 
 def _joined(

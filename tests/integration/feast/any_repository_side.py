@@ -63,12 +63,14 @@ VIEWS = [
     view("pairs", [left, right], [VALUE], source("pairs", "created"), timedelta(days=30)),
     view("plain", [driver], TYPED, source("plain", None, field_mapping={"n": "trips"}), None),
     view("quick", [driver], [VALUE, Field(name="other", dtype=Float64)], source("quick", "created"), HOUR),
+    view("market", [], [VALUE], source("market", "created"), None),
     view("pushed", [driver], [VALUE], PushSource(name="events", batch_source=source("pushed", "created")), HOUR),
 ]
 TABLES = """
 create table pairs (left_code text, right_code text, happened timestamptz, created timestamptz, value double precision);
 create table plain (driver_id bigint, happened timestamp, n bigint, label text, active boolean, price numeric, history double precision[]);
 create table quick (driver_id bigint, happened timestamptz, created timestamptz, value double precision, other double precision);
+create table market (happened timestamptz, created timestamptz, value double precision);
 create table pushed (driver_id bigint, happened timestamptz, created timestamptz, value double precision);
 """
 
@@ -149,6 +151,9 @@ def scenario(side: Side) -> None:
     )
     sql = f"select 'A' as left_code, 'BX' as right_code, '{(at + HOUR).isoformat()}'::timestamptz as event_timestamp"
     seen["from_sql"] = side.history(["pairs:value"], sql)
+
+    side.add("market", at, at, 7.0)
+    seen["no entity"] = side.history(["market:value"], [{"event_timestamp": NOW}, {"event_timestamp": at - HOUR}])
 
     naive = (NOW - HOUR).replace(tzinfo=None)
     for label in ("first", "second"):

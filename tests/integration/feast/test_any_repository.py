@@ -209,6 +209,11 @@ def test_a_view_may_be_asked_for_twice_with_different_keys(seen: dict[str, Any])
     assert (row["self__value"], row["partner__value"]) == (None, 6.0)
 
 
+def test_a_view_without_entity_may_be_asked_for_alone(seen: dict[str, Any]) -> None:
+    assert values(seen["ours"]["no entity"]) == [7.0, None]
+    assert set(values(seen["stock"]["no entity"])) == {7.0, None}
+
+
 def test_entity_rows_may_be_sql(seen: dict[str, Any]) -> None:
     assert values(seen["ours"]["from_sql"]) == values(seen["stock"]["from_sql"]) == [1.0]
 
