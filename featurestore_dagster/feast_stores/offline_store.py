@@ -11,6 +11,7 @@ from typing import Any, Literal
 import polars as pl
 import pyarrow as pa
 from feast.data_source import DataSource
+from feast.errors import FeastEntityDFMissingColumnsError
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 from feast.feature_view import FeatureView as FeastView
 from feast.infra.offline_stores import offline_utils
@@ -137,7 +138,8 @@ class BitemporalOfflineStore(PostgreSQLOfflineStore):
         schema = given.slice(0, 0).to_pandas().dtypes.to_dict()
         at = offline_utils.infer_event_timestamp_from_entity_df(schema)
         keys = offline_utils.get_expected_join_keys(project, feature_views, registry)
-        offline_utils.assert_expected_columns_in_entity_df(schema, keys, at)
+        if missing := (keys | {at}) - schema.keys():
+            raise FeastEntityDFMissingColumnsError(keys | {at}, missing)
         entities = _entities(given, keys, at)
         now = environments_clock().now()
         low: datetime = entities["_at"].min() or now  # type: ignore[assignment]

@@ -203,6 +203,7 @@ def scenario(side: Side) -> None:
         return shown(answer)
 
     seen["push"] = asyncio.run(pushes())
+    seen["no join key in history"] = refused(lambda: side.history(["quick:value"], [{"event_timestamp": NOW}]))
     seen["T20"] = refused(lambda: shown(side.store.get_online_features(["pairs:value"], [{"left_code": "A"}])))
 
     quick = next(one for one in VIEWS if one.name == "quick")

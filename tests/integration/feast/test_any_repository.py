@@ -191,6 +191,12 @@ def test_t20_a_missing_join_key_is_refused(seen: dict[str, Any]) -> None:
     assert seen["stock"]["T20"] == "answered {'value': [[None, 'PRESENT']]}"
 
 
+def test_entity_rows_without_a_join_key_are_refused(seen: dict[str, Any]) -> None:
+    assert seen["ours"]["no join key in history"].startswith("FeastEntityDFMissingColumnsError")
+    assert "but {'driver_id'} were missing" in seen["ours"]["no join key in history"]
+    assert seen["stock"]["no join key in history"].startswith("UndefinedColumn")
+
+
 def test_values_of_every_type_and_wide_integer_keys_pass_both_stores(seen: dict[str, Any]) -> None:
     wide, unknown = seen["ours"]["types"]
     nothing = {"trips": None, "label": None, "active": None, "price": None, "history": None}
