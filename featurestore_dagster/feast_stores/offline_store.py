@@ -175,7 +175,8 @@ def _pull(
 def _given(config: RepoConfig, entity_df: Any) -> pa.Table:
     """The entity rows as Arrow; a text is a query."""
     if isinstance(entity_df, str):
-        return read_arrow(postgres_uri(config.offline_store), sql.SQL(entity_df))  # the caller's own text
+        query = entity_df.rstrip("; \n\r\t") + "\n"  # ADBC puts brackets round it, and a comment would hide the second
+        return read_arrow(postgres_uri(config.offline_store), sql.SQL(query))  # the caller's own text
     return pa.Table.from_pandas(entity_df, preserve_index=False)
 
 

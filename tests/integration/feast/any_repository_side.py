@@ -150,7 +150,9 @@ def scenario(side: Side) -> None:
         [{"left_code": "A", "right_code": "BX", "event_timestamp": at + 30 * DAY - timedelta(microseconds=short)} for short in (0, 1)],
     )
     sql = f"select 'A' as left_code, 'BX' as right_code, '{(at + HOUR).isoformat()}'::timestamptz as event_timestamp"
-    seen["from_sql"] = side.history(["pairs:value"], sql)
+    seen["from_sql"] = [
+        refused(lambda text=sql + end: side.history(["pairs:value"], text)[0]["value"]) for end in ("", ";\n", " -- a comment")
+    ]
 
     side.add("market", at, at, 7.0)
     seen["no entity"] = side.history(["market:value"], [{"event_timestamp": NOW}, {"event_timestamp": at - HOUR}])

@@ -220,8 +220,9 @@ def test_a_view_without_entity_may_be_asked_for_alone(seen: dict[str, Any]) -> N
     assert set(values(seen["stock"]["no entity"])) == {7.0, None}
 
 
-def test_entity_rows_may_be_sql(seen: dict[str, Any]) -> None:
-    assert values(seen["ours"]["from_sql"]) == values(seen["stock"]["from_sql"]) == [1.0]
+def test_entity_rows_may_be_sql_that_ends_as_in_an_editor(seen: dict[str, Any]) -> None:
+    assert seen["ours"]["from_sql"] == ["answered 1.0"] * 3
+    assert [answer == "answered 1.0" for answer in seen["stock"]["from_sql"]] == [True, False, False]
 
 
 def test_pushes_follow_the_rule_of_writing(seen: dict[str, Any]) -> None:
