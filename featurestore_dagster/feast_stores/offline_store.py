@@ -4,6 +4,7 @@ Views of our own catalogue are read by our point-in-time engine, where a TTL is 
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal
@@ -16,13 +17,16 @@ from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 from feast.feature_view import FeatureView as FeastView
 from feast.infra.offline_stores import offline_utils
 from feast.infra.offline_stores.contrib.postgres_offline_store.postgres import (
+    MULTIPLE_FEATURE_VIEW_POINT_IN_TIME_JOIN,
     PostgreSQLOfflineStore,
     PostgreSQLOfflineStoreConfig,
     PostgreSQLRetrievalJob,
+    build_point_in_time_query,
 )
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
+from feast.utils import compute_non_entity_date_range
 from psycopg import sql
 from pydantic import model_validator
 
@@ -119,10 +123,10 @@ class BitemporalOfflineStore(PostgreSQLOfflineStore):
         registry: Any,
         project: str,
         full_feature_names: bool = False,
-        filter_by_created_timestamp: bool = False,
+        filter_by_created_timestamp: bool = False,  # noqa: ARG004 - Feast's
         **options: Any,
     ) -> RetrievalJob:
-        """The entity rows with the features that were known at their instants; without entity rows, stock Feast's query.
+        """The entity rows with the features that were known at their instants; without entity rows, what was known of a range at its end.
 
         `filter_by_created_timestamp` changes nothing: known-at is always honoured.
 
@@ -131,15 +135,14 @@ class BitemporalOfflineStore(PostgreSQLOfflineStore):
             FeastEntityDFMissingColumnsError: A join key is missing.
         """
         if entity_df is None:
-            return PostgreSQLOfflineStore.get_historical_features(
-                config, feature_views, feature_refs, None, registry, project, full_feature_names, filter_by_created_timestamp, **options
-            )
+            start, end = options.get("start_date"), options.get("end_date")
+            return _in_range(config, feature_views, feature_refs, registry, project, full_feature_names, start, end)
         given = _given(config, entity_df)
         schema = given.slice(0, 0).to_pandas().dtypes.to_dict()
         at = offline_utils.infer_event_timestamp_from_entity_df(schema)
         keys = offline_utils.get_expected_join_keys(project, feature_views, registry)
         if missing := (keys | {at}) - schema.keys():
-            raise FeastEntityDFMissingColumnsError(keys | {at}, missing)
+            raise FeastEntityDFMissingColumnsError(keys | {at}, missing)  # type: ignore[no-untyped-call]
         entities = _entities(given, keys, at)
         now = environments_clock().now()
         low: datetime = entities["_at"].min() or now  # type: ignore[assignment]
@@ -170,6 +173,39 @@ def _pull(
         query = sql.SQL("select {} as {}, newest.* from ({}) as newest").format(DUMMY_ENTITY_VAL, sql.Identifier(DUMMY_ENTITY_ID), query)
     read = partial(read_arrow, postgres_uri(config.offline_store), query)
     return BitemporalRetrievalJob(query.as_string(), config, read, full_feature_names=False)
+
+
+def _in_range(
+    config: RepoConfig,
+    feature_views: list[FeastView],
+    feature_refs: list[str],
+    registry: Any,
+    project: str,
+    full_feature_names: bool,
+    start: datetime | None,
+    end: datetime | None,
+) -> BitemporalRetrievalJob:
+    """Stock Feast's query of a range, which ends now at the latest, over the newest version of each key and event time known at its end."""
+    now = environments_clock().now()
+    start, end = compute_non_entity_date_range(feature_views, start, min(utc(end or now), now))
+    contexts = offline_utils.get_feature_view_query_context(feature_refs, feature_views, registry, project, (start, end))
+    views = {name_in_request(view): view for view in feature_views}
+    known = []
+    for context in contexts:
+        identity = (*_key_columns(views[context.name]).values(), context.timestamp_field)
+        source = Source(context.table_subquery, identity, (), context.timestamp_field, context.created_timestamp_column or None, None)
+        known.append(asdict(context) | {"table_subquery": f"({pulled(source, [], None, None, end, newest_only=True).as_string()})"})
+    query = build_point_in_time_query(
+        known, "", "", {}.keys(), MULTIPLE_FEATURE_VIEW_POINT_IN_TIME_JOIN, full_feature_names, start_date=start, end_date=end
+    )
+    return BitemporalRetrievalJob(
+        query,
+        config,
+        partial(read_arrow, postgres_uri(config.offline_store), sql.SQL(query)),
+        full_feature_names=full_feature_names,
+        on_demand_feature_views=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
+        metadata=RetrievalMetadata(feature_refs, [], start, end),
+    )
 
 
 def _given(config: RepoConfig, entity_df: Any) -> pa.Table:

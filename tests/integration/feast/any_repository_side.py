@@ -93,6 +93,9 @@ class Side:
         frame = rows if isinstance(rows, str) else pd.DataFrame(rows)
         return plain(self.store.get_historical_features(frame, features).to_df())
 
+    def range(self, features: list[str], start: datetime, end: datetime | None = None) -> list[dict[str, Any]]:
+        return plain(self.store.get_historical_features(None, features, start_date=start, end_date=end).to_df())
+
     def online(self, features: list[str], *drivers: int) -> dict[str, list[Any]]:
         answer = self.store.get_online_features(features, [{"driver_id": number} for number in drivers])
         return shown(answer)
@@ -157,10 +160,15 @@ def scenario(side: Side) -> None:
     side.add("market", at, at, 7.0)
     seen["no entity"] = side.history(["market:value"], [{"event_timestamp": NOW}, {"event_timestamp": at - HOUR}])
 
+    side.add("pairs", "R", "R", NOW - DAY, NOW + 3 * HOUR, 5.0)
+    seen["range"] = side.range(["pairs:value"], at)
+    seen["range before a correction"] = side.range(["pairs:value"], at, at + DAY)
+
     naive = (NOW - HOUR).replace(tzinfo=None)
     for label in ("first", "second"):
         side.add("plain", 7, naive, 3, label, True, "1.25", [1.5, 2.5])
     seen["T2"] = side.history(["plain:label"], [{"driver_id": 7, "event_timestamp": NOW}])
+    seen["range of duplicates"] = side.range(["plain:label"], NOW - DAY)
     side.add("plain", 2**40, naive, None, "wide", None, None, None)
     seen["types"] = side.history(EVERY_TYPE, [{"driver_id": number, "event_timestamp": NOW, "note": "kept"} for number in (2**40, 8)])
     side.materialize("plain")
@@ -168,6 +176,7 @@ def scenario(side: Side) -> None:
 
     side.add("quick", 1, NOW - 2 * HOUR, NOW - 2 * HOUR, 1.0, 1.0)
     side.add("quick", 2, NOW - 10 * MINUTE, NOW - 10 * MINUTE, 1.0, None)
+    seen["range of two views"] = side.range(["quick:value", "plain:trips"], NOW - DAY)
     side.materialize("quick")
     seen["T4 T12"] = side.online(["quick:value", "quick:other"], 1, 2, 404)
     side.add("quick", 2, NOW - 10 * MINUTE, NOW - MINUTE, 2.0, 2.0)

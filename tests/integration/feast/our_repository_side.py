@@ -63,6 +63,10 @@ def steps(repository: str) -> dict[str, Any]:
     ]
     seen["columns"] = list(answer.columns)
 
+    for name, end in (("range", None), ("range before a correction", MONDAY + MINUTE)):
+        ranged = store.get_historical_features(None, [LAST], start_date=FRIDAY - DAY, end_date=end).to_df()
+        seen[name] = sorted(ranged[ranged["symbol"] == "AAPL"][LAST.partition(":")[2]])
+
     row = {"symbol": ["AAPL"], "event_timestamp": [NOW], "created_timestamp": [NOW]} | {name: [1.0] for name in MOMENTUM.feature_names}
     seen["pushed"] = refused(lambda: store.write_to_online_store(MOMENTUM.name, pd.DataFrame(row)))
 

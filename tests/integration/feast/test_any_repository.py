@@ -116,6 +116,21 @@ def test_t3_a_restatement_is_not_known_before_it_came(seen: dict[str, Any]) -> N
     assert values(seen["stock"]["T3"]) == [2.0, 2.0]
 
 
+def test_t2_t3_t18_a_range_holds_what_was_known_at_its_end_once(seen: dict[str, Any]) -> None:
+    assert sorted(values(seen["ours"]["range"])) == [1.0, 2.0, 2.0]
+    assert sorted(values(seen["stock"]["range"])) == [1.0, 1.0, 2.0, 2.0, 5.0]
+    assert sorted(values(seen["ours"]["range before a correction"])) == [1.0, 1.0, 2.0]
+    assert sorted(values(seen["stock"]["range before a correction"])) == [1.0, 1.0, 2.0, 2.0]
+    assert len(seen["ours"]["range of duplicates"]) == 1
+    assert len(seen["stock"]["range of duplicates"]) == 2
+
+
+def test_a_range_of_two_views_has_the_rows_of_both(seen: dict[str, Any]) -> None:
+    for side in ("ours", "stock"):
+        rows = {row["driver_id"]: (row["value"], row["trips"]) for row in seen[side]["range of two views"]}
+        assert rows == {1: (1.0, None), 2: (1.0, None), 7: (None, 3), 2**40: (None, None)}
+
+
 def test_t4_the_ttl_ends_to_the_microsecond_offline(seen: dict[str, Any]) -> None:
     assert values(seen["ours"]["edge"]) == [None, 1.0]
 

@@ -67,6 +67,8 @@ def test_reads_writes_and_fallback_of_the_sdk(published: Settings, applied: dict
         ["AAPL", 3, None, None],
         ["AAPL", 4, NEWEST[FIRST], NEWEST[LAST]],
     ]
+    assert seen["range"] == [values(MOMENTUM, 10)[LAST], NEWEST[LAST]]
+    assert seen["range before a correction"] == [values(MOMENTUM, 10)[LAST], original[LAST]]
     assert seen["pushed"].startswith("RefusedError")
     assert seen["redis dead"] == expected
     assert seen["delisted"] == {FIRST: [[None, "NOT_FOUND"]] * 2}
