@@ -20,6 +20,7 @@ warnings.simplefilter("ignore")
 import pandas as pd  # noqa: E402
 import psycopg  # noqa: E402
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, PushSource, ValueType  # noqa: E402
+from feast.feature_view import FeatureViewState  # noqa: E402
 from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source import PostgreSQLSource  # noqa: E402
 from feast.protos.feast.core.PrecomputedFeatureVector_pb2 import PrecomputedFeatureVector  # noqa: E402
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus  # noqa: E402
@@ -228,6 +229,9 @@ def scenario(side: Side) -> None:
     history = side.store.get_historical_features(pd.DataFrame([both | {"event_timestamp": NOW}]), service, full_feature_names=True)
     seen["aliases"] = {"online": shown(answer), "history": plain(history.to_df())}
     seen["T4 precomputed"] = precomputed(side)
+    side.store.set_feature_view_state("plain", FeatureViewState.MATERIALIZING)
+    seen["T14"] = refused(lambda: side.online(["plain:label"], 7))
+    side.store.set_feature_view_state("plain", FeatureViewState.AVAILABLE_ONLINE)
     side.connection.execute("delete from quick where driver_id = 2")
     side.materialize("quick")
     seen["T7"] = side.online(["quick:value"], 2)

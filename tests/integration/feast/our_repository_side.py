@@ -16,6 +16,7 @@ warnings.simplefilter("ignore")
 
 import pandas as pd  # noqa: E402
 from feast import FeatureStore  # noqa: E402
+from feast.feature_view import FeatureViewState  # noqa: E402
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus  # noqa: E402
 
 from tests.integration.feast.publications import FRIDAY, INTRADAY, MACRO, MOMENTUM, MONDAY, NOW  # noqa: E402
@@ -66,6 +67,9 @@ def steps(repository: str) -> dict[str, Any]:
     for name, end in (("range", None), ("range before a correction", MONDAY + MINUTE)):
         ranged = store.get_historical_features(None, [LAST], start_date=FRIDAY - DAY, end_date=end).to_df()
         seen[name] = sorted(ranged[ranged["symbol"] == "AAPL"][LAST.partition(":")[2]])
+
+    store.set_feature_view_state(MOMENTUM.name, FeatureViewState.MATERIALIZING)  # as a materialization does, and a killed one leaves it
+    seen["T14"] = online(FeatureStore(repository), [FIRST, LAST], *symbols)
 
     row = {"symbol": ["AAPL"], "event_timestamp": [NOW], "created_timestamp": [NOW]} | {name: [1.0] for name in MOMENTUM.feature_names}
     seen["pushed"] = refused(lambda: store.write_to_online_store(MOMENTUM.name, pd.DataFrame(row)))

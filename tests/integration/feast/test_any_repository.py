@@ -194,6 +194,12 @@ def test_t12_unknown_entities_and_nulls_are_named(seen: dict[str, Any]) -> None:
     assert [status for column in seen["stock"]["T4 T12"].values() for _, status in column] == ["PRESENT"] * 6
 
 
+def test_t14_a_file_registry_refuses_reads_while_a_view_is_materialized_under_either(seen: dict[str, Any]) -> None:
+    """The registry is none of the plug-ins: our own repository has one in SQL, which serves (see `test_our_repository`)."""
+    for side in ("ours", "stock"):
+        assert seen[side]["T14"].startswith("ValueError: Feature view 'plain' is in state 'MATERIALIZING'")
+
+
 def test_t19_tls_is_no_condition_and_an_unexpanded_variable_is_named(seen: dict[str, Any]) -> None:
     assert seen["T19 ours"] == "answered 1"
     assert "SSL" in seen["T19 stock"]

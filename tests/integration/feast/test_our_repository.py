@@ -69,6 +69,7 @@ def test_reads_writes_and_fallback_of_the_sdk(published: Settings, applied: dict
     ]
     assert seen["range"] == [values(MOMENTUM, 10)[LAST], NEWEST[LAST]]
     assert seen["range before a correction"] == [values(MOMENTUM, 10)[LAST], original[LAST]]
+    assert seen["T14"] == expected
     assert seen["pushed"].startswith("RefusedError")
     assert seen["redis dead"] == expected
     assert seen["delisted"] == {FIRST: [[None, "NOT_FOUND"]] * 2}
