@@ -10,6 +10,7 @@ import polars as pl
 
 from featurestore_dagster.errors import MalformedDataError, RefusedError
 from featurestore_dagster.serving.http.declared_sizes import message_sizes, page_sizes
+from featurestore_dagster.serving.offset_zones import in_named_zones, is_at_offset
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,16 +58,24 @@ def _refuse_column(name: str, dtype: object) -> None:
 def _of_parquet(body: bytes, maximum_rows: int, maximum_bytes: int) -> pl.DataFrame:
     import pyarrow.parquet
 
+    metadata = pyarrow.parquet.read_metadata(io.BytesIO(body))
+    if any(is_at_offset(column.type) for column in metadata.schema.to_arrow_schema()):
+        body = _without_arrow_schema(body)
     for name, dtype in pl.scan_parquet(io.BytesIO(body)).collect_schema().items():
         if dtype.is_nested() or dtype in (pl.Object, pl.Unknown):
             _refuse_column(name, dtype)
-    metadata = pyarrow.parquet.read_metadata(io.BytesIO(body))
     refuse_rows(metadata.num_rows, maximum_rows)
     unpacked = metadata.num_rows * metadata.num_columns * VALUE_BYTES
     for page_bytes in page_sizes(body, metadata):
         unpacked += page_bytes
         _refuse_bytes(unpacked, maximum_bytes)
     return pl.read_parquet(io.BytesIO(body))
+
+
+def _without_arrow_schema(body: bytes) -> bytes:
+    """A Parquet file of which Polars takes Parquet's own types, whose instants are in UTC: the footer's Arrow schema has another name."""
+    footer = len(body) - 8 - int.from_bytes(body[-8:-4], "little")
+    return body[:footer] + body[footer:].replace(b"ARROW:schema", b"unread:arrow")
 
 
 def _of_arrow(body: bytes, maximum_rows: int, maximum_bytes: int) -> pl.DataFrame:
@@ -88,7 +97,7 @@ def _of_arrow(body: bytes, maximum_rows: int, maximum_bytes: int) -> pl.DataFram
                 batch = reader.read_next_batch()
                 batch.validate(full=True)  # buffers may be shorter than what they are said to hold
                 batches.append(batch)
-        found = pl.from_arrow(pa.Table.from_batches(batches, reader.schema))
+        found = pl.from_arrow(in_named_zones(pa.Table.from_batches(batches, reader.schema)))
     if not isinstance(found, pl.DataFrame):
         raise MalformedDataError(f"the body is no {ARROW} of columns")
     return found

@@ -1,5 +1,6 @@
 """The frame of entities and instants that a caller hands over, in whatever library, checked as a whole. Reading values is not done here."""
 
+import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
@@ -8,9 +9,10 @@ import polars as pl
 
 from featurestore_dagster.errors import MalformedDataError
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
+from featurestore_dagster.serving.offset_zones import in_named_zones
 
 Entities: TypeAlias = Any
-"""A Polars DataFrame or LazyFrame, anything that speaks Arrow's or the dataframe interchange protocol (pandas, PyArrow), or SQL text."""
+"""A Polars DataFrame or LazyFrame, a pandas DataFrame, anything that gives an Arrow stream (PyArrow), or SQL text."""
 
 EARLIEST, LATEST = datetime(1700, 1, 1, tzinfo=UTC), datetime(2250, 1, 1, tzinfo=UTC)
 """An instant outside is a unit mixed up, not a date."""
@@ -20,21 +22,27 @@ def frame_of(entities: Entities) -> pl.DataFrame:
     """The rows as a Polars frame, in their order. pandas' index is left out.
 
     Raises:
-        MalformedDataError: It is no frame.
+        MalformedDataError: It is no frame, names a column twice, or has a column that mixes types.
     """
     if isinstance(entities, pl.DataFrame):
         return entities
     if isinstance(entities, pl.LazyFrame):
         return entities.collect(engine="streaming")
-    if hasattr(entities, "__arrow_c_stream__"):
-        frame = pl.DataFrame(entities)
-    elif hasattr(entities, "__dataframe__"):
-        frame = pl.from_dataframe(entities)
-    else:
+    if not hasattr(entities, "__arrow_c_stream__"):
         raise MalformedDataError(
             f"entities are a {type(entities).__name__}; give a frame of Polars, pandas or PyArrow, or the text of a SELECT"
         )
-    return frame
+    import pyarrow as pa
+
+    pandas = sys.modules.get("pandas")
+    is_pandas = pandas is not None and isinstance(entities, pandas.DataFrame)
+    try:
+        table = pa.Table.from_pandas(entities, preserve_index=False) if is_pandas else pa.table(entities)
+        return pl.DataFrame(in_named_zones(table))
+    except (pa.ArrowException, pl.exceptions.PolarsError, TypeError, ValueError) as error:
+        raise MalformedDataError(
+            f"the entity frame cannot be read: {error}; name each column once, and give each one type: text, numbers or instants"
+        ) from error
 
 
 def checked(frame: pl.DataFrame, join_keys: Iterable[str], instants: Iterable[str], outputs: Iterable[str]) -> pl.DataFrame:

@@ -51,6 +51,11 @@ def test_any_kind_of_frame_gives_the_same_rows_in_the_same_order(database: Setti
         "reader": pa.RecordBatchReader.from_batches(table.schema, table.to_batches()),
     }
     frames["categorical"] = asked.with_columns(pl.col("symbol").cast(pl.Categorical))
+    offsets = pa.timestamp("us", "+05:30")
+    at_offsets = asked.to_arrow().cast(
+        pa.schema([pa.field(f.name, offsets if pa.types.is_timestamp(f.type) else f.type) for f in table.schema])
+    )
+    frames |= {"arrow at an offset": at_offsets, "pandas at an offset": at_offsets.to_pandas()}
     frames["indexed"] = asked.to_pandas().set_index(pd.Index(range(5, 5 + asked.height, 1)).astype("float64"))
     for name, frame in frames.items():
         found = reader.get_historical_features(frame, REFERENCES)
@@ -121,6 +126,9 @@ ROW = {"symbol": ["A"], "timeframe": ["BX"], "event_timestamp": [datetime(2018, 
         (pl.DataFrame({**ROW, "symbol": [1.5]}), "symbol is Float64"),
         (pd.DataFrame({**ROW, "symbol": [float("nan")]}), "symbol is Float64"),
         (pl.DataFrame({**ROW, f"{VIEW.name}__rsi_14": [1.0]}), "already has"),
+        (pd.DataFrame([["A", "B"]], columns=["symbol", "symbol"]), "cannot be read.*symbol"),
+        (pa.table([["A"], ["B"]], names=["symbol", "symbol"]), "cannot be read.*symbol"),
+        (pd.DataFrame({**ROW, "kept": [1]}).loc[[0, 0]].assign(kept=[1, "x"]), "cannot be read.*kept"),
         ([ROW], "entities are a list"),
         (None, "entities are a NoneType"),
     ],

@@ -48,6 +48,17 @@ def test_a_frame_comes_through(compression: str | None) -> None:
     assert frame_of_bytes(parquet(FRAME.drop("kind")), PARQUET, ROWS, BYTES).equals(FRAME.drop("kind"))
 
 
+@pytest.mark.parametrize("zone", ["+05:30", "-03:30", "+02:00"])
+def test_instants_at_an_offset_come_in_utc(zone: str) -> None:
+    table = FRAME.drop("kind").to_arrow()
+    instants = table.column("event_timestamp").cast(pa.timestamp("us", zone))
+    table = table.set_column(table.schema.names.index("event_timestamp"), "event_timestamp", instants)
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(table, sink)
+    for body, kind in ((stream(table), ARROW), (sink.getvalue(), PARQUET)):
+        assert frame_of_bytes(body, kind, ROWS, BYTES).equals(FRAME.drop("kind"))
+
+
 @pytest.mark.parametrize("compression", ["lz4", "zstd"])
 def test_a_compressed_batch_is_not_unpacked_when_it_says_that_it_is_too_large(compression: str) -> None:
     text = pa.table({"symbol": ["A" * 10_000_000]})
