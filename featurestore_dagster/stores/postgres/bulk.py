@@ -100,18 +100,30 @@ class Snapshot:
     def select(self, query: str) -> pl.DataFrame:
         """Result of a caller's own query, which cannot write: the rest of the transaction is read-only.
 
+        Columns of type numeric come as Float64.
+
         Raises:
-            MalformedDataError: The server refuses the text; its message is passed on.
+            MalformedDataError: The server refuses the text; its message is passed on. Or a column is an interval, or has another's name.
         """
         import adbc_driver_manager
 
         self._reader.execute("set transaction read only")
+        if query := query.rstrip("; \t\r\n"):
+            query += "\n"  # the driver puts it in parentheses, which a comment must not hide
         try:
-            return self._read(query)
+            if intervals := self._reader.interval_columns(query):
+                raise MalformedDataError(f"the entity query has intervals in {intervals}; give numbers: extract(epoch from {intervals[0]})")
+            frame = self._read(query)
         except adbc_driver_manager.OperationalError:
             raise
-        except adbc_driver_manager.Error as error:
+        except (adbc_driver_manager.Error, pl.exceptions.PolarsError) as error:
             raise MalformedDataError(f"the entity query is refused: {error}; give one SELECT that names its columns") from error
+        numeric = [
+            pl.col(name).ext.storage().cast(pl.Float64)
+            for name, dtype in frame.schema.items()
+            if isinstance(dtype, pl.Extension) and '"numeric"' in (dtype.ext_metadata() or "")
+        ]
+        return frame.with_columns(numeric)
 
     def published_days(self, view: FeatureView) -> pl.DataFrame:
         """What the ledger says of a view by UTC day of event time, ascending; columns PUBLISHED_DAYS.

@@ -89,6 +89,14 @@ class Reader:
             with as_driver_error():
                 return pl.DataFrame(stream)
 
+    def interval_columns(self, text: str) -> list[str]:
+        """Names of a query's columns of type interval, which Polars has no type for."""
+        import pyarrow as pa
+
+        with contextlib.closing(self.statement()) as statement:
+            statement.set_sql_query(text)
+            return [column.name for column in pa.schema(statement.execute_schema()) if pa.types.is_interval(column.type)]
+
 
 @contextmanager
 def as_driver_error() -> Iterator[None]:

@@ -69,16 +69,26 @@ def test_a_select_is_entities_and_cannot_write(database: Settings) -> None:
     )
     assert found.height == CASE.versions.height
     assert_frame_equal(found[:, 3:], expected(oracle(CASE.versions, found), NAMES), check_exact=True)
-    assert reader_of(database).get_historical_features(f"{keys} where false", REFERENCES).shape == (0, 6)
+    for text in (f"{keys} where false", f"{keys} where false ;\n", f"{keys} where false -- nobody;"):
+        assert reader_of(database).get_historical_features(text, REFERENCES).shape == (0, 6)
     for text, message in {
         f'delete from features."{VIEW.name}" returning symbol': "read-only transaction",
         "select 1; select 2": "multiple commands",
         "select nothing from nowhere": "nowhere",
         "": "give one SELECT",
+        f"select *, interval '1 day' as gap from ({keys}) as kept": r"intervals in \['gap'\]; give numbers",
+        f"select *, 1 as kept, 2 as kept from ({keys}) as kept": "kept",
     }.items():
         with pytest.raises(FeatureStoreError, match=message):
             reader_of(database).get_historical_features(text, REFERENCES)
     assert reader_of(database).get_historical_features(keys, REFERENCES).height == CASE.versions.height
+
+
+def test_numeric_columns_of_a_select_are_numbers(database: Settings) -> None:
+    text = "select 'A' as symbol, 'BX' as timeframe, timestamptz '2018-12-03 00:00Z' as event_timestamp, 2.5 as y, null::numeric as z"
+    found = reader_of(database).get_historical_features(text, REFERENCES[:1])
+    assert found.select("y", "z").rows() == [(2.5, None)]
+    assert found.select("y", "z").dtypes == [pl.Float64, pl.Float64]
 
 
 def test_labels_lie_in_the_future_and_are_null_where_it_has_not_come(database: Settings) -> None:
