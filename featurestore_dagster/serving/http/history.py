@@ -120,7 +120,8 @@ def frame_of_json(rows: Any, instants: Sequence[str], maximum: int) -> pl.DataFr
             if name in instants:
                 columns[name] = pl.Series(name, [_instant(value, name) for value in values], dtype=UTC_MICROSECONDS)
             elif all(isinstance(value, str | int | float | None) for value in values):
-                columns[name] = pl.Series(name, values, strict=True)
+                is_partly_whole = {type(value) for value in values} - {type(None)} == {int, float}
+                columns[name] = pl.Series(name, values, pl.Float64 if is_partly_whole else None, strict=True)
             else:
                 raise TypeError
         except (TypeError, pl.exceptions.PolarsError):

@@ -55,14 +55,18 @@ def checked(frame: pl.DataFrame, join_keys: Iterable[str], instants: Iterable[st
         outputs: Columns that will be added.
 
     Raises:
-        MalformedDataError: A column is missing, a key is no text, an instant is NULL, has no time zone or is not between EARLIEST and
-            LATEST, or an output has the name of a column. Nothing was read.
+        MalformedDataError: A column is missing or has integers of 128 bits, a key is no text, an instant is NULL, has no time zone or is
+            not between EARLIEST and LATEST, or an output has the name of a column. Nothing was read.
     """
     join_keys, instants = tuple(join_keys), tuple(dict.fromkeys(instants))
     if missing := [name for name in (*join_keys, *instants) if name not in frame.columns]:
         raise MalformedDataError(f"the entity frame lacks {missing}; needed are {[*join_keys, *instants]}, it has {frame.columns}")
     if taken := [name for name in outputs if name in frame.columns]:
         raise MalformedDataError(f"the entity frame already has {taken}, which the answer adds: rename or drop them")
+    if wide := [name for name, dtype in frame.schema.items() if dtype in (pl.Int128, pl.UInt128)]:
+        raise MalformedDataError(
+            f"{wide} hold integers of 128 bits, which neither Arrow nor Parquet has; cast them to 64 bits or to floats"
+        )
     for name in join_keys:
         dtype = frame.schema[name]
         if dtype not in (pl.String, pl.Categorical, pl.Enum, pl.Null):

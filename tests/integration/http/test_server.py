@@ -147,6 +147,10 @@ def test_head_is_get_without_its_body(client: httpx.Client) -> None:
 
 TRAINING = f"comprehensive_features_view:{CATALOGUE.view('comprehensive_features_view').feature_names[0]}"
 GOOD = {"features": REFERENCES[:1], "entities": {"symbol": ["AAA"]}}
+WIDE = {
+    "features": REFERENCES[:1],
+    "entities": [{"symbol": "AAA", "event_timestamp": "2018-12-20T00:00:00Z", "y": number} for number in (2**63, -1)],
+}
 ERRORS: list[tuple[str, str, bytes, int, str]] = [
     ("POST", "/get-online-features", b"{", 422, "no JSON"),
     ("POST", "/get-online-features", b"[" * 100_000, 422, "no JSON"),
@@ -161,6 +165,7 @@ ERRORS: list[tuple[str, str, bytes, int, str]] = [
     ("POST", "/v1/online-features", json.dumps(GOOD | {"policy": {"min_coverage": 1}, "entities": {"symbol": ["?"]}}).encode(), 412, "?"),
     ("POST", "/v1/online-features", json.dumps(GOOD | {"features": [TRAINING]}).encode(), 422, "training"),
     ("POST", "/v1/historical-features", b'{"features":["momentum_features:rsi_14"]}', 422, "list of objects"),
+    ("POST", "/v1/historical-features", json.dumps(WIDE).encode(), 422, "128 bits"),
     ("POST", "/v1/coverage", b"nothing", 422, "no JSON"),
     ("GET", "/v1/services/daily_equity", b"", 404, "daily_equity_service"),
     ("GET", "/v1/freshness?view=momentum", b"", 404, "momentum_features"),

@@ -220,6 +220,10 @@ def test_entity_rows_as_json_have_the_same_types() -> None:
     rows = [ROW | {"size": 1}, {"symbol": "B", "event_timestamp": "2018-12-31T16:00:00.500001-05:00", "size": None}]
     asked = history.parse(orjson.dumps({"features": REFERENCES, "entities": rows}), "application/json; charset=utf-8", {}, SETTINGS)
     assert asked.entities.equals(FRAME)
+    for numbers in ([0, 0.5, None], [0.5, 0, None]):
+        rows = [ROW | {"size": number} for number in numbers]
+        asked = history.parse(orjson.dumps({"features": REFERENCES, "entities": rows}), "application/json", {}, SETTINGS)
+        assert asked.entities["size"].to_list() == numbers
 
 
 @pytest.mark.parametrize(
