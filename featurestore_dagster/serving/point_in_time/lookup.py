@@ -217,8 +217,6 @@ def served(lookup: Lookup, versions: pl.DataFrame, found: Integers, instants: In
         if asked.size:
             ages[asked] = _open_ages(stream.calendar, event_times[asked], instants[asked])
     is_served = (ages < limits[streams]) & (found >= 0)
-    if streams.size > 1:
-        is_served &= streams >= 0
     chosen = pl.Series(found, dtype=pl.Int64)
     if not is_served.all():
         chosen = chosen.set(pl.Series(~is_served), None)
@@ -230,9 +228,9 @@ def served(lookup: Lookup, versions: pl.DataFrame, found: Integers, instants: In
 
 
 def _stream_numbers(view: FeatureView, versions: pl.DataFrame) -> Integers:
-    """Number of each version's stream in the view; -1 for one that is not declared any more, whose values expire at once."""
+    """Number of each version's stream in the view; one that is not declared any more ages as the first, as it does online."""
     names = pl.Enum([stream.name for stream in view.streams])
-    return versions["stream"].cast(names, strict=False).to_physical().cast(pl.Int64).fill_null(-1).to_numpy()
+    return versions["stream"].cast(names, strict=False).to_physical().cast(pl.Int64).fill_null(0).to_numpy()
 
 
 def _open_ages(name: str, event_times: Integers, instants: Integers) -> Integers:

@@ -19,7 +19,6 @@ from featurestore_dagster.errors import MalformedDataError, StoreUnavailableErro
 from featurestore_dagster.model.feature_view import FeatureView
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.projections.postgres_table import feature_schema
-from featurestore_dagster.projections.relation import stream_relation
 from featurestore_dagster.settings import PostgresSettings
 from featurestore_dagster.stores.postgres.connection import Reader, close_reader, reader_of, translated
 
@@ -40,7 +39,7 @@ _CHANGES = (
     " coalesce(min_event_timestamp, lag(min_event_timestamp) over last) as low,"
     " coalesce(max_event_timestamp, lag(max_event_timestamp) over last) as high,"
     " rows_published > 0 or content_hash is distinct from lag(content_hash) over last as changed"
-    " from ops.publications where relation = any(%(relations)s)"
+    " from ops.publications where starts_with(relation, %(relations)s)"
     " window last as (partition by relation, partition_key order by publication_id)"
 )
 """Publications that changed what a partition holds; one that only advanced its inputs did not."""
@@ -243,8 +242,9 @@ def _among(keys: Mapping[str, Sequence[str]]) -> tuple[list[sql.Composable], dic
     return conditions, parameters
 
 
-def _relations(view: FeatureView) -> list[str]:
-    return [stream_relation(view, stream).name for stream in view.streams]
+def _relations(view: FeatureView) -> str:
+    """How the names of a view's relations start, also of streams that are not declared any more."""
+    return f"features.{view.label}."
 
 
 def _schema(view: FeatureView, columns: Sequence[str]) -> dict[str, pl.DataType]:

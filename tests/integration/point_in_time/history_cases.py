@@ -38,6 +38,9 @@ VIEW = replace(
 )
 """Three calendars, and a TTL that ends on a session's close."""
 
+GONE = replace(CRYPTO, name="gone_1d")
+"""Its rows are published, and it is not declared any more: they age as those of the view's first stream."""
+
 WITH_VIEW = replace(CATALOGUE, views=tuple(VIEW if view.name == VIEW.name else view for view in CATALOGUE.views), services=())
 KEYS = [("A", "BX"), ("AB", "X"), ("A", ""), ("", "A"), ("é", "1d"), ("Z", "1d")]
 """Pairs that a join on their concatenation would mix up."""
@@ -58,7 +61,7 @@ class Case:
 
 
 def random_case(seed: int, version_count: int, asked_count: int) -> Case:
-    """Late, restated and tied versions in three streams; instants on and beside every edge; equal arguments give equal frames."""
+    """Late, restated and tied versions in three streams and GONE; instants on and beside every edge; equal arguments give equal frames."""
     draw = np.random.Generator(np.random.PCG64(seed))
     sessions = calendar("XNYS").sessions(FIRST.date(), LAST.date())
     edges = [*sessions["opens"], *sessions["closes"], datetime(2018, 12, 1, tzinfo=UTC), datetime(2018, 11, 25, 22, tzinfo=UTC)]
@@ -73,7 +76,7 @@ def random_case(seed: int, version_count: int, asked_count: int) -> Case:
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     numbers = itertools.count()
     for event, delay, key, stream in zip(
-        events, pick(delays, version_count), pick(KEYS[:5], version_count), pick(VIEW.streams, version_count), strict=True
+        events, pick(delays, version_count), pick(KEYS[:5], version_count), pick((*VIEW.streams, GONE), version_count), strict=True
     ):
         number = next(numbers)
         rows[*key, event, event + delay] = {
@@ -124,7 +127,7 @@ def oracle(
         won = max(visible, key=lambda version: (version["event_timestamp"], version["created_timestamp"]), default=None)
         answer: dict[str, Any] = dict.fromkeys((*NAMES, "event_timestamp", "created_timestamp", "age_seconds", "flags"))
         if won is not None and not (horizon and at > now):
-            stream = next(stream for stream in VIEW.streams if stream.name == won["stream"])
+            stream = next((stream for stream in VIEW.streams if stream.name == won["stream"]), VIEW.streams[0])
             age = _open_time(stream.calendar, won["event_timestamp"], at)
             if age < VIEW.ttl_of(stream):
                 answer = {name: won[name] for name in answer if name != "age_seconds"} | {"age_seconds": age / timedelta(seconds=1)}
@@ -159,7 +162,7 @@ def put(settings: Settings, versions: pl.DataFrame, view: FeatureView = VIEW) ->
             with connection.cursor() as cursor, cursor.copy(sql.SQL("copy {} ({}) from stdin").format(table, columns)) as copy:
                 for row in rows.iter_rows():
                     copy.write_row((*row, batch))
-            relation = stream_relation(view, next(s for s in view.streams if s.name == stream)).name
+            relation = stream_relation(view, next(s for s in (*view.streams, GONE) if s.name == stream)).name
             events = rows["event_timestamp"]
             inserted = connection.execute(
                 "insert into ops.publications (batch_id, relation, partition_key, rows_published, rows_quarantined, rows_total,"

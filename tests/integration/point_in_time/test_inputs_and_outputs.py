@@ -215,7 +215,7 @@ def test_a_parquet_file_holds_the_frame_and_says_how_it_was_made(
     assert said["now"] == NOW.isoformat()
     assert said["labels"] == {"target": {"reference": REFERENCES[0], "horizon_seconds": 108_000.0}}
     [[first, last]] = said["publications"][VIEW.name]
-    assert last - first == 2
+    assert last - first == 3
     assert said["content_sha256"] == content_sha256(retrieved.frame.drop("as_of"))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["training.parquet", "training.parquet.manifest.json"]
     assert_frame_equal(
