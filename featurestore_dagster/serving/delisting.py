@@ -18,11 +18,14 @@ Entities = frozenset[tuple[str, ...]]
 
 
 def delisted(catalogue: Catalogue, view: FeatureView, now: datetime) -> Entities:
-    """The entities of a view that no stream's listing covers any more at `now`."""
+    """The entities of a view that no stream's listing covers any more at `now`; none before its calendars begin."""
     ended: set[tuple[str, ...]] = set()
     listed: set[tuple[str, ...]] = set()
     for stream in view.streams:
-        session = calendar(stream.calendar).session_of(pl.Series([now], dtype=UTC_MICROSECONDS))[0]
+        market = calendar(stream.calendar)
+        if now <= market.table["window_start"][0]:
+            continue
+        session = market.session_of(pl.Series([now], dtype=UTC_MICROSECONDS))[0]
         for symbol, listing in listings_of(catalogue, view, stream).items():
             entity = {"symbol": symbol, "timeframe": stream.timeframe.value}
             key = tuple(entity.get(name, symbol) for name in view.join_keys)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import psycopg
 import pytest
@@ -311,6 +311,13 @@ def test_the_asynchronous_client_answers_the_same_also_while_stores_die(served: 
             assert content(answer) == content(expected)
 
     asyncio.run(reads())
+
+
+def test_nothing_was_known_before_the_calendars_begin(served: Served) -> None:
+    with served.client() as client:
+        for then in ("1990-01-01T00:00:00Z", "1985-06-01T00:00:00Z"):
+            answer = client.get_online_features(REFERENCES, ENTITIES, datetime.fromisoformat(then))
+            assert {status for row in answer.rows for status in row.statuses} == {Status.NOT_FOUND}
 
 
 def test_reads_are_counted(served: Served) -> None:
