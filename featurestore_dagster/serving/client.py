@@ -286,7 +286,11 @@ class FeatureStoreClient(ClientBase):
             entity_ids: As for `get_online_features`.
             policy: As for `get_online_features`.
 
+        Returns:
+            `is_met` is None, neither met nor missed, where no cell is eligible; `not_judged` names the entities without an eligible cell.
+
         Raises:
+            RefusedError: No instrument is of this tier.
             FeatureStoreError: As `get_online_features`.
 
         Example:

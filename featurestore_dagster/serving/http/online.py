@@ -148,6 +148,7 @@ def render_coverage(found: Coverage) -> dict[str, Any]:
         "as_of": found.as_of,
         "tier": found.tier,
         "is_met": found.is_met,
+        "not_judged": found.not_judged,
         "features": [
             {
                 "reference": feature.reference,

@@ -139,22 +139,23 @@ class HistoryRequest(Closed):
 
 
 class FeatureCoverage(BaseModel):
-    """Eligible and present cells; coverage is null when none is eligible."""
+    """Eligible and present cells; coverage and is_met are null when none is eligible."""
 
     reference: str
     eligible: int
     present: int
     coverage: float | None
     demanded: float
-    is_met: bool
+    is_met: bool | None
 
 
 class CoverageAnswer(BaseModel):
-    """Features in the order asked."""
+    """Features in the order asked; is_met is null when nothing was judged, not_judged names the entities without an eligible cell."""
 
     as_of: datetime
     tier: int | None
-    is_met: bool
+    is_met: bool | None
+    not_judged: list[str]
     features: list[FeatureCoverage]
 
 

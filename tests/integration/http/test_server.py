@@ -133,7 +133,9 @@ def test_what_is_declared_and_what_was_measured_is_told(client: httpx.Client, se
         assert [month for month in months if month["stream"] == "us_equity_1d"] == promised != []
         assert statistics == ours.get_feature_statistics("daily_ohlcv_stats").to_dicts()
     wanted = {"features": REFERENCES[:2], "entities": {"symbol": SYMBOLS}, "policy": PATIENT, "tier": None}
-    assert [feature["reference"] for feature in client.post("/v1/coverage", json=wanted).json()["features"]] == REFERENCES[:2]
+    covered = client.post("/v1/coverage", json=wanted).json()
+    assert [feature["reference"] for feature in covered["features"]] == REFERENCES[:2]
+    assert (covered["is_met"], covered["not_judged"]) == (None, SYMBOLS)  # the server's own sources list other symbols
     wait_until(lambda: client.get("/health").json() == {"status": "ok", "tier": "redis", "degraded": []})  # a probe's answer holds a second
     assert client.get("/v1/statistics", params={"window_minutes": 1}).json()["window_minutes"] == 1
 
@@ -167,6 +169,7 @@ ERRORS: list[tuple[str, str, bytes, int, str]] = [
     ("POST", "/v1/historical-features", b'{"features":["momentum_features:rsi_14"]}', 422, "list of objects"),
     ("POST", "/v1/historical-features", json.dumps(WIDE).encode(), 422, "128 bits"),
     ("POST", "/v1/coverage", b"nothing", 422, "no JSON"),
+    ("POST", "/v1/coverage", json.dumps(GOOD | {"tier": 9}).encode(), 422, "allowed: 1, 2"),
     ("GET", "/v1/services/daily_equity", b"", 404, "daily_equity_service"),
     ("GET", "/v1/freshness?view=momentum", b"", 404, "momentum_features"),
     ("GET", "/v1/slo?month=2018-13", b"", 422, "month"),

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 import psycopg
 import pytest
 
-from featurestore_dagster.errors import InsufficientCoverageError, NoTierAnsweredError, StoreUnavailableError
+from featurestore_dagster.errors import InsufficientCoverageError, NoTierAnsweredError, RefusedError, StoreUnavailableError
 from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.serving.answer import OnlineFeatures, Status
 from featurestore_dagster.serving.ladder import FAILURES_TO_OPEN
@@ -339,8 +339,18 @@ def test_coverage_counts_eligible_cells_only(served: Served) -> None:
         )
     close, year = found.features
     assert (close.eligible, close.present, close.is_met) == (2, 2, True)  # nobody is listed nowhere
-    assert (year.eligible, year.coverage, year.is_met) == (0, None, True)  # six weeks are no warm-up for twelve months
-    assert found.is_met
+    assert (year.eligible, year.coverage, year.is_met) == (0, None, None)  # six weeks are no warm-up for twelve months
+    assert (found.is_met, found.not_judged) == (True, ("nobody",))
+
+
+def test_coverage_that_judged_nothing_is_not_met(served: Served) -> None:
+    with served.client() as client:
+        for entity, tier in (("nobody", None), ("AAA", 1)):
+            found = client.validate_feature_coverage(REFERENCES, [{"symbol": entity}], tier, policy=BRIEF)
+            assert (found.is_met, found.not_judged) == (None, (entity,))
+        for unknown in (9, "1", -5):
+            with pytest.raises(RefusedError, match="allowed: 1, 2"):
+                client.validate_feature_coverage(REFERENCES, ENTITIES, unknown, policy=BRIEF)  # type: ignore[arg-type]
 
 
 def test_a_coherent_vector_is_of_one_bar_whichever_store_answers(served: Served) -> None:
