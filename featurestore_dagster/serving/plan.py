@@ -49,10 +49,10 @@ class ReadPlan:
                     value = row.get(key)
                 except AttributeError:
                     raise MalformedDataError(
-                        f"entity row {number} is {row!r}; a mapping of join key to text is needed for each entity: {{{key!r}: 'AAPL'}}"
+                        f"entity row {number} is {row!r:.80}; a mapping of join key to text is needed for each entity: {{{key!r}: 'AAPL'}}"
                     ) from None
                 if not isinstance(value, str) or "\0" in value or not (value.isascii() or _encodable(value)):
-                    was = f"has {key}={value!r}" if key in row else f"lacks join key {key!r}"
+                    was = f"has {key}={value!r:.80}" if key in row else f"lacks join key {key!r}"
                     raise MalformedDataError(f"entity row {number} {was}; view {view} needs text there, for example {{{key!r}: 'AAPL'}}")
 
 

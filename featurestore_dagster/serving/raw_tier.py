@@ -134,7 +134,7 @@ class RawTier:
         if "timeframe" in view.join_keys and stream.timeframe.value not in {entity["timeframe"] for entity in entities}:
             return False
         listed = listings_of(self._catalogue, view, stream)
-        return any(entity.get("symbol", entity.get("portfolio")) in listed for entity in entities)
+        return any(entity[view.join_keys[0]] in listed for entity in entities)
 
     def _stream_rows(self, view: FeatureView, stream: Stream, now: datetime) -> pl.DataFrame:
         from featurestore_dagster.pipeline.audit import audit_stream

@@ -131,11 +131,11 @@ def features_asked(parsed: Mapping[str, Any], service_field: str, maximum: int) 
     return references
 
 
-def entity_rows(columns: Any, maximum: int, name: str = "entities") -> list[dict[str, str]]:
-    """Entity rows of columns: join key -> values, all of one length. A value must be text.
+def entity_rows(columns: Any, maximum: int, name: str = "entities") -> list[dict[str, Any]]:
+    """Entity rows of columns: join key -> values, all of one length. Which keys must be text is the plan's to say.
 
     Raises:
-        MalformedDataError: No columns, unequal lengths, no rows, or a value that is no text.
+        MalformedDataError: No columns, unequal lengths, or no rows.
         RefusedError: Too many rows.
     """
     if not isinstance(columns, dict) or not columns:
@@ -150,12 +150,11 @@ def entity_rows(columns: Any, maximum: int, name: str = "entities") -> list[dict
             lengths = {key: len(values) for key, values in columns.items() if isinstance(values, list)}
             raise MalformedDataError(f"the lists of {name} have different lengths: {lengths}")
         count = len(values)
-        refuse_no_text(key, values, name)
     _refuse_count(count, maximum, name)
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def entity_dicts(rows: Any, maximum: int, name: str = "entities") -> list[dict[str, str]]:
+def entity_dicts(rows: Any, maximum: int, name: str = "entities") -> list[dict[str, Any]]:
     """Entity rows given as such: a list of objects of join keys and values; errors as `entity_rows`."""
     if not isinstance(rows, list):
         raise MalformedDataError(f'{name} is {_shown(rows)}; a list of objects is needed, as in [{{"symbol": "AAPL"}}]')
@@ -163,8 +162,6 @@ def entity_dicts(rows: Any, maximum: int, name: str = "entities") -> list[dict[s
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise MalformedDataError(f"{name}[{number}] is {_shown(row)}; an object of join keys and values is needed")
-        for key, value in row.items():
-            refuse_no_text(key, (value,), f"{name}[{number}]")
     return rows
 
 

@@ -36,8 +36,8 @@ class FeastRequest:
     """A request that was understood; `service` tells whether `features` is a service's name."""
 
     features: str | list[str]
-    columns: dict[str, list[str]]
-    entities: list[dict[str, str]]
+    columns: dict[str, list[Any]]
+    entities: list[dict[str, Any]]
     full_feature_names: bool
 
 

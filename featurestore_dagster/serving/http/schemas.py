@@ -14,8 +14,14 @@ Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 Texts = Annotated[list[Text], Field(min_length=1)]
 References = Annotated[list[Text], Field(min_length=1, description="view:feature or view@version:feature, values come in this order")]
 ServiceName = Annotated[Text, Field(min_length=1, description="name of a feature service, in place of features")]
-Columns = Annotated[dict[str, Texts], Field(min_length=1, description="join key -> values, lists of one length")]
-Rows = Annotated[list[dict[str, Text]], Field(min_length=1, description="join keys and values", examples=[[{"symbol": "AAPL"}]])]
+Values = Annotated[list[Any], Field(min_length=1)]
+Columns = Annotated[
+    dict[str, Values], Field(min_length=1, description="join key -> values, lists of one length; text for the keys that a view needs")
+]
+Rows = Annotated[
+    list[dict[str, Any]],
+    Field(min_length=1, description="join keys and values; text for the keys that a view needs", examples=[[{"symbol": "AAPL"}]]),
+]
 Identifiers = Annotated[Texts, Field(description="in place of entities: a symbol, or BTCUSDT_1h for symbol and timeframe")]
 Tier = Literal["redis", "postgres", "raw", "none"]
 Number = float | int | None
@@ -46,7 +52,7 @@ class FeastRequest(BaseModel):
 class FeastColumn(BaseModel):
     """A join key or a feature, a value for each entity."""
 
-    values: list[str | Number]
+    values: list[Any]
     statuses: list[Status]
     event_timestamps: list[datetime]
 
@@ -109,7 +115,7 @@ class ViewState(BaseModel):
 class OnlineRow(BaseModel):
     """`values` and `statuses` in the order of `features`, `views` in the order of the answer's `views`."""
 
-    entity: dict[str, str]
+    entity: dict[str, Any]
     values: list[Number]
     statuses: list[Status]
     views: list[ViewState]

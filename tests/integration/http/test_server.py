@@ -91,6 +91,17 @@ def test_ours_tells_ages_flags_and_tiers_and_reads_the_past(client: httpx.Client
             assert states == [[(s.tier, s.age_seconds, s.flags) for s in row.states] for row in expected.rows]
 
 
+def test_keys_that_no_view_needs_are_ignored_whatever_they_hold(client: httpx.Client, served: Served) -> None:
+    extra = {"user_id": [5, None, ["x"]]}
+    feast = {"features": REFERENCES, "full_feature_names": True, "entities": {"symbol": SYMBOLS}}
+    plain = client.post("/get-online-features", json=feast).json()["results"]
+    keys, user_ids, *columns = client.post("/get-online-features", json=feast | {"entities": feast["entities"] | extra}).json()["results"]
+    assert ([keys, *columns], user_ids["values"]) == (plain, extra["user_id"])
+    rows = [{"symbol": symbol, "user_id": value} for symbol, value in zip(SYMBOLS, extra["user_id"], strict=True)]
+    answer = client.post("/v1/online-features", json={"features": REFERENCES, "entities": rows, "policy": PATIENT}).json()
+    assert [row["entity"] for row in answer["rows"]] == rows
+
+
 INSTANTS = ["2018-12-20T00:00:00Z", "2018-12-31T21:00:00Z", "2017-01-01T00:00:00Z"]
 FRAME = pl.DataFrame(
     {"symbol": ["AAA", "CCC", "AAA"], "event_timestamp": [datetime.fromisoformat(text) for text in INSTANTS], "kept": [1, 2, None]},
@@ -153,6 +164,11 @@ WIDE = {
     "features": REFERENCES[:1],
     "entities": [{"symbol": "AAA", "event_timestamp": "2018-12-20T00:00:00Z", "y": number} for number in (2**63, -1)],
 }
+NO_TEXT = [
+    (path, json.dumps(GOOD | {"entities": {"symbol": [value]}}).encode(), repr(value))
+    for path in ("/get-online-features", "/v1/online-features", "/v1/coverage")
+    for value in (None, 1, ["AAA"], "A\0")
+]
 ERRORS: list[tuple[str, str, bytes, int, str]] = [
     ("POST", "/get-online-features", b"{", 422, "no JSON"),
     ("POST", "/get-online-features", b"[" * 100_000, 422, "no JSON"),
@@ -163,6 +179,7 @@ ERRORS: list[tuple[str, str, bytes, int, str]] = [
     ("POST", "/get-online-features", json.dumps(GOOD | {"features": REFERENCES * 1000}).encode(), 422, "at most 1000"),
     ("POST", "/get-online-features", json.dumps(GOOD | {"entities": {"symbol": ["A"] * 1001}}).encode(), 422, "at most 1000"),
     ("POST", "/get-online-features", json.dumps(GOOD | {"entities": {"symbol": ["A"], "x": []}}).encode(), 422, "different lengths"),
+    *(("POST", path, body, 422, f"entity row 0 has symbol={said}; view") for path, body, said in NO_TEXT),
     ("POST", "/v1/online-features", json.dumps(GOOD | {"features": ["momentum_feature:rsi_14"]}).encode(), 404, "momentum_features"),
     ("POST", "/v1/online-features", json.dumps(GOOD | {"policy": {"min_coverage": 1}, "entities": {"symbol": ["?"]}}).encode(), 412, "?"),
     ("POST", "/v1/online-features", json.dumps(GOOD | {"features": [TRAINING]}).encode(), 422, "training"),

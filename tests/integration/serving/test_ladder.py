@@ -313,6 +313,13 @@ def test_the_asynchronous_client_answers_the_same_also_while_stores_die(served: 
     asyncio.run(reads())
 
 
+def test_raw_data_are_asked_for_what_the_view_is_about_whatever_else_a_row_holds(served: Served) -> None:
+    entity = {"portfolio": "GLOBAL", "symbol": ["AAA"]}
+    with served.client() as client, served.locked("portfolio_macro_features"):
+        with pytest.raises(NoTierAnsweredError, match="macro_series"):  # what it is computed from, which was not delivered here
+            client.get_online_features(["portfolio_macro_features:spy_return_1d"], [entity], policy=BRIEF)  # type: ignore[list-item]
+
+
 def test_nothing_was_known_before_the_calendars_begin(served: Served) -> None:
     with served.client() as client:
         for then in ("1990-01-01T00:00:00Z", "1985-06-01T00:00:00Z"):

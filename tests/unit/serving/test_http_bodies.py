@@ -117,10 +117,6 @@ MALFORMED: list[Any] = [
     {"features": REFERENCES, "entities": "AAPL"},
     {"features": REFERENCES, "entities": {"symbol": "AAPL"}},
     {"features": REFERENCES, "entities": {"symbol": []}},
-    {"features": REFERENCES, "entities": {"symbol": [None]}},
-    {"features": REFERENCES, "entities": {"symbol": [1]}},
-    {"features": REFERENCES, "entities": {"symbol": [["AAPL"]]}},
-    {"features": REFERENCES, "entities": {"symbol": ["A\0"]}},
     {"features": REFERENCES, "entities": {"symbol": ["A", "B"], "timeframe": ["1d"]}},
 ]
 

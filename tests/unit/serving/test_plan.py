@@ -71,7 +71,7 @@ def test_none_and_too_many_features_are_refused_before_any_is_looked_up() -> Non
 )
 def test_an_incomplete_entity_row_is_refused_by_name(entity: dict[str, str], complaint: str) -> None:
     with pytest.raises(MalformedDataError, match=f"{complaint}; view {MOMENTUM.name}"):
-        plan(CATALOGUE, [A]).refuse_incomplete([{"symbol": "AAPL"}, entity])
+        plan(CATALOGUE, [A]).refuse_incomplete([{"symbol": "AAPL", "user_id": 5}, entity])  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("rows", ["AAPL", ["AAPL"], {"symbol": ["AAPL"]}, [None]], ids=repr)
