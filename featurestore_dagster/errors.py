@@ -29,6 +29,9 @@ from collections.abc import Iterable, Mapping, Sequence
 NAMED = 10
 """A message names no more missing features than this."""
 
+LONGEST_NAME = 200
+"""Of an unknown name a message tells no more characters, and no more are compared with the known ones."""
+
 
 class FeatureStoreError(Exception):
     """Root of all deliberate errors."""
@@ -62,6 +65,7 @@ class UnknownNameError(TerminalError, KeyError):
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         """Build the message from the nearest known names."""
         choices = sorted(known)
+        name = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
         nearest = difflib.get_close_matches(name, choices, n=3, cutoff=0.4) or choices[:10]
         self.message = f"unknown {kind} {name!r}; nearest: {', '.join(nearest) or 'none is declared'}"
         super().__init__(self.message)

@@ -226,7 +226,9 @@ class Settings(EnvironmentSettings):
     serve_host: str = Field("127.0.0.1", min_length=1, description="an address to listen on; beyond loopback only with a key")
     serve_port: PortOrFree = Field(8006, description="a TCP port, 0 to 65535; 0 picks a free one")
     serve_workers: int = Field(2, ge=1, le=64, description="processes that answer HTTP, 1 to 64")
-    serve_api_key: SecretStr = Field(SecretStr(""), description="what HTTP clients send as X-API-Key or bearer token; empty: none")
+    serve_api_key: SecretStr = Field(
+        SecretStr(""), description="what HTTP clients send as X-API-Key or bearer token, not padded; empty: none"
+    )
     serve_maximum_entities: int = Field(1_000, ge=1, le=100_000, description="entity rows of one online request over HTTP, 1 to 100000")
     serve_maximum_features: int = Field(1_000, ge=1, le=2_000, description="features of one request over HTTP, 1 to 2000")
     serve_maximum_body_bytes: int = Field(8 * 2**20, ge=1_024, description="bytes of a request's body, from 1024")
@@ -269,6 +271,13 @@ class Settings(EnvironmentSettings):
     def _parse_clock(cls, text: str) -> str:
         parse_clock(text)
         return text
+
+    @field_validator("serve_api_key")
+    @classmethod
+    def _refuse_padding(cls, key: SecretStr) -> SecretStr:
+        if key.get_secret_value() != key.get_secret_value().strip():
+            raise ValueError("a header cannot carry blanks at the start or the end")
+        return key
 
     @field_validator("sources")
     @classmethod

@@ -164,6 +164,7 @@ WIDE = {
     "features": REFERENCES[:1],
     "entities": [{"symbol": "AAA", "event_timestamp": "2018-12-20T00:00:00Z", "y": number} for number in (2**63, -1)],
 }
+LONG = "x" * 3_000_000
 NO_TEXT = [
     (path, json.dumps(GOOD | {"entities": {"symbol": [value]}}).encode(), repr(value))
     for path in ("/get-online-features", "/v1/online-features", "/v1/coverage")
@@ -187,6 +188,7 @@ ERRORS: list[tuple[str, str, bytes, int, str]] = [
     ("POST", "/v1/historical-features", json.dumps(WIDE).encode(), 422, "128 bits"),
     ("POST", "/v1/coverage", b"nothing", 422, "no JSON"),
     ("POST", "/v1/coverage", json.dumps(GOOD | {"tier": 9}).encode(), 422, "allowed: 1, 2"),
+    ("POST", "/v1/online-features", json.dumps(GOOD | {"features": [LONG]}).encode(), 404, f"{LONG[:200]}...'; nearest"),
     ("GET", "/v1/services/daily_equity", b"", 404, "daily_equity_service"),
     ("GET", "/v1/freshness?view=momentum", b"", 404, "momentum_features"),
     ("GET", "/v1/slo?month=2018-13", b"", 422, "month"),
@@ -274,6 +276,7 @@ def test_it_does_not_start_in_the_open_or_where_another_listens(served: Served, 
     port = http.url.rpartition(":")[2]
     for variables, said in (
         ({"FEATURESTORE_SERVE_HOST": "0.0.0.0"}, "FEATURESTORE_SERVE_API_KEY"),
+        ({"FEATURESTORE_SERVE_HOST": "0.0.0.0", "FEATURESTORE_SERVE_API_KEY": " "}, "FEATURESTORE_SERVE_API_KEY=********"),
         ({"FEATURESTORE_SERVE_PORT": port}, f"port {port} is in use"),
         ({"FEATURESTORE_SERVE_WORKERS": "0"}, "FEATURESTORE_SERVE_WORKERS"),
     ):
