@@ -222,6 +222,8 @@ class ClientBase:
 
     def _route(self, as_of: datetime | None, policy: ReadPolicy) -> tuple[Ladder, ReadPolicy]:
         """What is asked: an instant of the past only of Postgres, which the caller knows to take longer."""
+        if not isinstance(policy, ReadPolicy):
+            raise MalformedDataError(f"policy is {policy!r:.80}; a ReadPolicy is needed: leave it out for the default")
         if as_of is None:
             return self._ladder, policy
         if not isinstance(as_of, datetime) or as_of.tzinfo is None:

@@ -38,12 +38,15 @@ class ReadPolicy:
 
     def __post_init__(self) -> None:
         """Refuse demands that nothing can meet."""
+        for name, value in (("deadline_seconds", self.deadline_seconds or 1), ("min_coverage", self.min_coverage)):
+            if not isinstance(value, int | float):
+                raise RefusedError(f"{name}={value!r}; allowed: a number")
         if self.deadline_seconds is not None and not 0 < self.deadline_seconds <= LONGEST_DEADLINE_SECONDS:
             raise RefusedError(f"deadline_seconds={self.deadline_seconds!r}; allowed: above 0, at most {LONGEST_DEADLINE_SECONDS:g}")
         if not 0 <= self.min_coverage <= 1:
             raise RefusedError(f"min_coverage={self.min_coverage!r}; allowed: 0 to 1")
-        if self.max_age is not None and self.max_age <= timedelta(0):
-            raise RefusedError(f"max_age={self.max_age!r}; allowed: a positive duration, or None for the views' TTLs")
+        if self.max_age is not None and not (isinstance(self.max_age, timedelta) and self.max_age > timedelta(0)):
+            raise RefusedError(f"max_age={self.max_age!r}; allowed: a positive timedelta, or None for the views' TTLs")
 
     def deadline_of(self, values: int) -> float:
         """Seconds for an answer of so many values."""

@@ -145,7 +145,7 @@ class PointInTimeReader:
 
     def write_historical_features(
         self,
-        path: Path,
+        path: str | Path,
         entities: Entities,
         features: str | Sequence[str],
         *,
@@ -159,6 +159,7 @@ class PointInTimeReader:
         Memory holds the entity frame, what identifies its rows and two spans of history (`history.SPAN_BYTES` each, times a small factor),
         whatever the number of versions and features; the answers wait in files beside `path`. The file appears when it is whole.
         """
+        path = Path(path)
         request = self._request(entities, features, as_of, labels or {}, details)
         with (
             tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
@@ -190,6 +191,8 @@ class PointInTimeReader:
         wanted = plan(self._catalogue, features)
         if unknown := [name for name in details if name not in DETAILS]:
             raise MalformedDataError(f"unknown details {unknown}; allowed: {', '.join(DETAILS)}")
+        if not isinstance(as_of, str | Mapping | None):
+            raise MalformedDataError(f"as_of is {as_of!r:.80}; the name of a column is needed, or one for each view: {{'view': 'column'}}")
         knowledge = {view.label: as_of for view, _ in wanted.views} if isinstance(as_of, str) else dict(as_of or {})
         if unknown := sorted(set(knowledge) - {view.label for view, _ in wanted.views}):
             raise MalformedDataError(

@@ -157,6 +157,8 @@ def test_bad_requests_are_refused(database: Settings) -> None:
         reader.get_historical_features(asked, REFERENCES[:1] * 10_000)
     with pytest.raises(MalformedDataError, match="unknown details"):
         reader.get_historical_features(asked, REFERENCES, details=["age"])  # type: ignore[list-item]
+    with pytest.raises(MalformedDataError, match="the name of a column is needed"):
+        reader.get_historical_features(asked, REFERENCES, as_of=NOW)  # type: ignore[arg-type]
     with pytest.raises(MalformedDataError, match="as_of names"):
         reader.get_historical_features(asked, REFERENCES, as_of={"another_view": "as_of"})
     with pytest.raises(MalformedDataError, match="lacks"):
@@ -228,6 +230,6 @@ def test_no_rows_are_no_rows(database: Settings, tmp_path: Path) -> None:
     nothing = CASE.asked.clear()
     found = reader_of(database).get_historical_features(nothing, REFERENCES, details=DETAILS)
     assert found.shape == (0, nothing.width + 7)
-    manifest = reader_of(database).write_historical_features(tmp_path / "empty.parquet", nothing, REFERENCES)
+    manifest = reader_of(database).write_historical_features(str(tmp_path / "empty.parquet"), nothing, REFERENCES)
     assert manifest.row_count == 0
     assert pl.read_parquet(tmp_path / "empty.parquet").schema == reader_of(database).get_historical_features(nothing, REFERENCES).schema

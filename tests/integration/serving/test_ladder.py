@@ -15,7 +15,13 @@ from datetime import datetime, timedelta
 import psycopg
 import pytest
 
-from featurestore_dagster.errors import InsufficientCoverageError, NoTierAnsweredError, RefusedError, StoreUnavailableError
+from featurestore_dagster.errors import (
+    InsufficientCoverageError,
+    MalformedDataError,
+    NoTierAnsweredError,
+    RefusedError,
+    StoreUnavailableError,
+)
 from featurestore_dagster.model.flags import QualityFlag
 from featurestore_dagster.serving.answer import OnlineFeatures, Status
 from featurestore_dagster.serving.ladder import FAILURES_TO_OPEN
@@ -315,9 +321,17 @@ def test_the_asynchronous_client_answers_the_same_also_while_stores_die(served: 
 
 def test_raw_data_are_asked_for_what_the_view_is_about_whatever_else_a_row_holds(served: Served) -> None:
     entity = {"portfolio": "GLOBAL", "symbol": ["AAA"]}
-    with served.client() as client, served.locked("portfolio_macro_features"):
-        with pytest.raises(NoTierAnsweredError, match="macro_series"):  # what it is computed from, which was not delivered here
-            client.get_online_features(["portfolio_macro_features:spy_return_1d"], [entity], policy=BRIEF)  # type: ignore[list-item]
+    with (
+        served.client() as client,
+        served.locked("portfolio_macro_features"),
+        pytest.raises(NoTierAnsweredError, match="macro_series"),  # what it is computed from, which was not delivered here
+    ):
+        client.get_online_features(["portfolio_macro_features:spy_return_1d"], [entity], policy=BRIEF)  # type: ignore[list-item]
+
+
+def test_a_policy_that_is_none_is_refused(served: Served) -> None:
+    with served.client() as client, pytest.raises(MalformedDataError, match="a ReadPolicy is needed"):
+        client.get_online_features(REFERENCES, ENTITIES, policy=None)  # type: ignore[arg-type]
 
 
 def test_nothing_was_known_before_the_calendars_begin(served: Served) -> None:

@@ -100,6 +100,9 @@ def test_views_that_share_a_stream_are_answered_by_one_tier_when_they_must_be_co
         lambda: ReadPolicy(deadline_seconds=3600),
         lambda: ReadPolicy(min_coverage=1.5),
         lambda: ReadPolicy(max_age=timedelta(0)),
+        lambda: ReadPolicy(max_age=3600),  # type: ignore[arg-type]
+        lambda: ReadPolicy(deadline_seconds="1"),  # type: ignore[arg-type]
+        lambda: ReadPolicy(min_coverage=None),  # type: ignore[arg-type]
     ],
 )
 def test_a_policy_that_nothing_can_meet_is_refused(demand: Callable[[], ReadPolicy]) -> None:
