@@ -28,7 +28,7 @@ from featurestore_dagster.serving.coverage import coverage
 from featurestore_dagster.serving.http import feast_protocol, history, metrics, online, schemas, status_page, uploads
 from featurestore_dagster.serving.http.answers import JSON, Answer, HttpError, failure
 from featurestore_dagster.serving.http.bodies import header, instant, read_body
-from featurestore_dagster.serving.http.gate import PAGE, Gate, HotRoute
+from featurestore_dagster.serving.http.gate import OPEN, PAGE, Gate, HotRoute
 from featurestore_dagster.serving.http.service import Service
 
 MONTH = r"^(19|20)\d\d-(0[1-9]|1[0-2])$"
@@ -87,7 +87,23 @@ def _framework(service: Service) -> FastAPI:
     _add_reads(application, service)
     _add_descriptions(application, service)
     _add_health(application, service)
+    _declare_key(application, is_needed=bool(service.settings.serve_api_key.get_secret_value()))
     return application
+
+
+def _declare_key(application: FastAPI, *, is_needed: bool) -> None:
+    """Say in the OpenAPI document how the gate takes the key; `{}` stands for a request without."""
+    schemes = {
+        "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "basic": {"type": "http", "scheme": "basic"},
+    }
+    document = application.openapi()  # kept by FastAPI, which answers with it
+    document["components"]["securitySchemes"] = schemes
+    document["security"] = [*({name: []} for name in schemes), *([] if is_needed else [{}])]
+    for path in OPEN:
+        document["paths"][path]["get"]["security"] = []
+        del document["paths"][path]["get"]["responses"]["401"]
 
 
 def _add_reads(application: FastAPI, service: Service) -> None:

@@ -20,6 +20,7 @@ import pytest
 from featurestore_dagster.features import CATALOGUE
 from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.serving.answer import Status
+from featurestore_dagster.serving.http.gate import OPEN
 from featurestore_dagster.serving.http.uploads import ARROW, PARQUET
 from featurestore_dagster.serving.policy import ReadPolicy
 from tests.integration.http.conftest import COMMAND, HttpServer, environment, serving, wait_until
@@ -265,6 +266,7 @@ def test_a_key_is_asked_of_all_but_the_probes(served: Served) -> None:
         for headers in ({b"X-API-Key": raw}, {b"Authorization": b"bearer " + raw}):
             assert each.post("/get-online-features", json=GOOD, headers=headers).status_code == 200  # type: ignore[arg-type]
         each.headers = httpx.Headers({b"X-API-Key": raw})
+        assert each.get("/openapi.json").json()["security"] == [{"key": []}, {"bearer": []}, {"basic": []}]
         too_many = each.post("/get-online-features", json=GOOD | {"entities": {"symbol": ["A"] * 3}})
         assert (too_many.status_code, "at most 2" in too_many.text) == (422, True)
         too_large = each.post("/get-online-features", content=b"x" * 2001)
@@ -301,11 +303,13 @@ def test_the_document_is_complete_and_loads_nothing_from_elsewhere(client: httpx
     for (path, method), operation in operations.items():
         answers = operation["responses"]
         assert all(answer.get("content") for answer in answers.values()), path
-        assert {"200", "401", "503", "504"} <= set(answers)
+        assert {"200", "503", "504"} <= set(answers)
+        assert ("401" in answers) == (path not in OPEN) == ("security" not in operation)
         if method == "post":
             assert {"413", "422"} <= set(answers)
             assert operation["requestBody"]["content"]["application/json"]["schema"]["properties"]
     assert "$defs" not in json.dumps(document)
+    assert document["security"] == [*({name: []} for name in document["components"]["securitySchemes"]), {}]
 
 
 def test_generated_requests_never_break_it(http: HttpServer, served: Served, tmp_path: Path) -> None:
