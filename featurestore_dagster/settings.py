@@ -272,13 +272,6 @@ class Settings(EnvironmentSettings):
         parse_clock(text)
         return text
 
-    @field_validator("serve_api_key")
-    @classmethod
-    def _refuse_padding(cls, key: SecretStr) -> SecretStr:
-        if key.get_secret_value() != key.get_secret_value().strip():
-            raise ValueError("a header cannot carry blanks at the start or the end")
-        return key
-
     @field_validator("sources")
     @classmethod
     def _parse_sources(cls, text: str) -> str:

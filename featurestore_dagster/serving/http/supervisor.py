@@ -50,8 +50,11 @@ def serve(settings: Settings, say: Say) -> int:
 
 
 def refuse_open_door(settings: Settings) -> None:
-    """Raise ConfigurationError when anybody on the network could read without a key."""
-    if settings.serve_api_key.get_secret_value() or _is_loopback(settings.serve_host):
+    """Raise ConfigurationError when anybody on the network could read without a key, or the key is none that a header can carry."""
+    key = settings.serve_api_key.get_secret_value()
+    if key != key.strip():
+        raise ConfigurationError("FEATURESTORE_SERVE_API_KEY begins or ends with a blank, which no header carries; set it without")
+    if key or _is_loopback(settings.serve_host):
         return
     raise ConfigurationError(
         f"FEATURESTORE_SERVE_HOST={settings.serve_host} can be reached from other machines, and no key is set; "

@@ -278,7 +278,7 @@ def test_it_does_not_start_in_the_open_or_where_another_listens(served: Served, 
     port = http.url.rpartition(":")[2]
     for variables, said in (
         ({"FEATURESTORE_SERVE_HOST": "0.0.0.0"}, "FEATURESTORE_SERVE_API_KEY"),
-        ({"FEATURESTORE_SERVE_HOST": "0.0.0.0", "FEATURESTORE_SERVE_API_KEY": " "}, "FEATURESTORE_SERVE_API_KEY=********"),
+        ({"FEATURESTORE_SERVE_HOST": "0.0.0.0", "FEATURESTORE_SERVE_API_KEY": " "}, "begins or ends with a blank"),
         ({"FEATURESTORE_SERVE_PORT": port}, f"port {port} is in use"),
         ({"FEATURESTORE_SERVE_WORKERS": "0"}, "FEATURESTORE_SERVE_WORKERS"),
     ):

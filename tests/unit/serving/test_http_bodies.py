@@ -340,6 +340,8 @@ def test_each_error_has_its_status_and_a_json_body(error: Exception, status: int
         ("::1", "", False),
         ("localhost", "", False),
         ("0.0.0.0", "k", False),
+        ("0.0.0.0", " ", True),
+        ("localhost", "k ", True),
     ],
 )
 def test_nobody_else_gets_in_without_a_key(host: str, key: str, is_open: bool) -> None:
