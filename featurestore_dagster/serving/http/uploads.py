@@ -35,6 +35,8 @@ def frame_of_bytes(body: bytes, kind: str, maximum_rows: int, maximum_bytes: int
     try:
         frame = (_of_parquet if kind == PARQUET else _of_arrow)(body, maximum_rows, maximum_bytes)
         _refuse_bytes(_text_bytes(frame), maximum_bytes)
+    except MalformedDataError:  # it is readable, and says what is wrong
+        raise
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException, OSError, ValueError) as error:
         raise MalformedDataError(f"the body is no {kind}: {str(error)[:200]}") from None
     return frame

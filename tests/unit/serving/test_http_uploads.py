@@ -109,6 +109,11 @@ def test_a_parquet_file_is_not_unpacked_when_it_says_that_it_is_too_large(frame:
         frame_of_bytes(body, PARQUET, ROWS, BYTES)
 
 
+def test_a_column_that_no_entity_row_has_is_refused_by_its_name() -> None:
+    with pytest.raises(MalformedDataError, match=r"^column raw is binary; .* drop it$"):
+        frame_of_bytes(stream(pa.table({"symbol": ["A"], "raw": [b"A"]}), None), ARROW, ROWS, BYTES)
+
+
 def test_the_pages_of_a_parquet_file_are_believed_and_not_its_footer() -> None:
     body = parquet(pl.DataFrame({"symbol": ["A" * 10_000_000]}))
     chunk = pyarrow.parquet.read_metadata(io.BytesIO(body)).row_group(0).column(0)
