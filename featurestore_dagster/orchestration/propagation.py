@@ -141,9 +141,11 @@ def build_propagation_sensor(
         watch_seconds: How long a tick that finds nothing waits for a publication.
     """
 
-    def evaluate(context: dg.SensorEvaluationContext, platform: Platform, restatements: Restatements) -> dg.SensorResult:
+    def evaluate(
+        context: dg.SensorEvaluationContext, platform: Platform, restatements: Restatements, cursor: str | None
+    ) -> dg.SensorResult:
         tick = _Tick(context, platform, catalogue, restatements)
-        seen: dict[str, int] = json.loads(context.cursor or "{}")
+        seen: dict[str, int] = json.loads(cursor or "{}")
         end_abandoned(context.instance)
         requests = [*tick.follow_up(), *tick.propagate(seen), *tick.catch_up()] or tick.sync()
         return dg.SensorResult(run_requests=requests, skip_reason=None if requests else "nothing is stale", cursor=json.dumps(seen))
@@ -156,10 +158,9 @@ def build_propagation_sensor(
     )
     def propagation_sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
         restatements = Restatements(platform.settings.postgres)
-        result = evaluate(context, platform, restatements)
+        result = evaluate(context, platform, restatements, context.cursor)
         if not result.run_requests and restatements.await_publication(watch_seconds):
-            context.update_cursor(result.cursor or "{}")
-            return evaluate(context, platform, restatements)
+            return evaluate(context, platform, restatements, result.cursor)
         return result
 
     return propagation_sensor

@@ -73,7 +73,7 @@ class Daemon:
         self.deployment, self.instance = deployment, instance
         catalogue = deployment.catalogue
         self.platform = DeployedPlatform(deployment.settings, catalogue, deployment=deployment)
-        jobs = {path.name: build_path_job(catalogue, path) for path in paths(catalogue)}
+        self.jobs = jobs = {path.name: build_path_job(catalogue, path) for path in paths(catalogue)}
         self.sensor = build_propagation_sensor(catalogue, jobs, watch_seconds=0)
         self.definitions = dg.Definitions(
             assets=[
@@ -89,11 +89,12 @@ class Daemon:
         self.cursor: str | None = None
         self.keys: set[str] = set()
 
-    def tick(self, *, crash: bool = False) -> list[dg.RunRequest]:
-        """Requests of one tick that Dagster has not heard yet; after a crash nothing of it is stored."""
-        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor, definitions=self.definitions)
-        result = self.sensor(context, platform=self.platform)
-        assert isinstance(result, dg.SensorResult)
+    def tick(self, *, crash: bool = False, sensor: dg.SensorDefinition | None = None) -> list[dg.RunRequest]:
+        """Requests of one tick, of a sensor that need not watch, that Dagster has not heard yet; after a crash nothing of it is stored."""
+        with dg.build_sensor_context(
+            instance=self.instance, cursor=self.cursor, definitions=self.definitions, resources={"platform": self.platform}
+        ) as context:
+            result = (sensor or self.sensor).evaluate_tick(context)
         if crash:
             return []
         self.cursor = result.cursor

@@ -17,6 +17,7 @@ from featurestore_dagster.orchestration.platform import Platform
 from featurestore_dagster.projections.relation import stream_relation
 from featurestore_dagster.serving.slo_state import stream_state
 from featurestore_dagster.settings import Settings
+from featurestore_dagster.stores.embedded import processes
 from featurestore_dagster.stores.postgres.restatements import REQUESTED, Restatement, Restatements
 from tests.integration.orchestration.conftest import (
     CORRECTED,
@@ -276,6 +277,18 @@ def test_a_publication_is_noticed_while_it_is_waited_for(daemon: Daemon) -> None
                 break
             correct(daemon, *WEEKS[: number + 1])
         assert waiting.result()
+
+
+def test_a_tick_that_waits_asks_for_what_is_published_meanwhile(daemon: Daemon) -> None:
+    watching = propagation.build_propagation_sensor(daemon.deployment.catalogue, daemon.jobs, watch_seconds=60)
+    waits = "select 1 from pg_stat_activity where datname = current_database() and query like 'select coalesce(max(publication_id)%%'"
+    with ThreadPoolExecutor(1) as thread:
+        tick = thread.submit(daemon.tick, sensor=watching)
+        assert processes.wait_until(lambda: bool(daemon.deployment.query(waits)), 60)
+        correct(daemon, CORRECTED)
+        (request,) = tick.result(60)
+    assert span(request)[0] == CORRECTED
+    assert daemon.tick() == []
 
 
 def test_a_macro_revision_asks_for_the_mart_in_a_way_that_dagster_can_run(fresh_database: Settings, instance: dg.DagsterInstance) -> None:
