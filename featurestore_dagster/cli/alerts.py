@@ -40,12 +40,13 @@ def list_alerts(
     limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
     as_json: bool = AsJson,
 ) -> None:
-    """Alerts that are not resolved, newest first; silences; messages that were given up. Exit code 1 when there is any alert.
+    """Alerts that are not resolved, newest first; silences; messages that were given up.
+
+    Exit code 1 when there is any alert, or when a channel is configured that does not exist.
 
     Example: `featurestore alerts list --history`
     """
     with connected(Settings()) as settings:
-        channels(settings)
         store = AlertStore(settings.postgres)
         found = store.alerts(resolved=history, limit=limit)
         silences, dead = store.silences(settings.make_clock().now()), store.deliveries("dead", limit)
@@ -67,6 +68,7 @@ def list_alerts(
         print_rows("Dead letters", letters, empty="none")
         if not settings.alert_urls.get_secret_value():
             console.print("[yellow]nobody is told: FEATURESTORE_ALERT_URLS is empty[/]")
+    channels(settings)  # after the list, which whoever is on call needs all the same
     raise typer.Exit(1 if any(alert.resolved_at is None for alert in found) else 0)
 
 

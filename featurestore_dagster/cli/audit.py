@@ -22,6 +22,7 @@ def audit(context: typer.Context, as_json: bool = AsJson) -> None:
 
     Example: `featurestore audit`, `featurestore audit parity --view momentum_features`
     """
+    context.default_map = {"parity": {"as_json": as_json}}
     if context.invoked_subcommand is not None:
         return
     from featurestore_dagster.cli.findings import findings

@@ -29,6 +29,7 @@ def restatements(
 
     Example: `featurestore restatements --json`
     """
+    context.default_map = {"apply": {"as_json": as_json}}
     if context.invoked_subcommand is not None:
         return
     with connected(Settings()) as settings:
