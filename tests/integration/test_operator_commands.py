@@ -129,6 +129,11 @@ def test_a_silence_of_what_does_not_exist_is_refused(featurestore: Command) -> N
         featurestore("alerts", "silence", "momentum_feature", "--for", "2h", "--reason", "x")
 
 
+def test_json_may_be_asked_for_before_the_subcommand(featurestore: Command) -> None:
+    before, after = (featurestore("audit", *asked, "--view", "momentum_features") for asked in (("--json", "parity"), ("parity", "--json")))
+    assert parsed(before)["vectors"] == parsed(after)["vectors"] == 0
+
+
 def test_alerts_are_listed_though_a_channel_does_not_exist(
     fresh_database: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
