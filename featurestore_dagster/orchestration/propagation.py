@@ -158,8 +158,9 @@ def build_propagation_sensor(
     )
     def propagation_sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
         restatements = Restatements(platform.settings.postgres)
+        looked_at = restatements.newest_publication()
         result = evaluate(context, platform, restatements, context.cursor)
-        if not result.run_requests and restatements.await_publication(watch_seconds):
+        if not result.run_requests and restatements.await_publication(looked_at, watch_seconds):
             return evaluate(context, platform, restatements, result.cursor)
         return result
 

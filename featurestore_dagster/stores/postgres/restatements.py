@@ -76,16 +76,15 @@ class Restatements:
         with connect(self.settings) as connection:
             return dict(connection.execute(query, [list(relations)]).fetchall())
 
-    def await_publication(self, seconds: float) -> bool:
-        """Whether something is published within so many seconds from now on; returns as soon as it is."""
+    def await_publication(self, after: int, seconds: float) -> bool:
+        """Whether anything but the publications up to `after` is there within so many seconds from now on; returns as soon as it is."""
         ends = time.monotonic() + seconds
         query = "select coalesce(max(publication_id), 0) from ops.publications"
         with connect(self.settings, autocommit=True) as connection:
-            known = connection.execute(query).fetchone()
             while time.monotonic() < ends:
-                time.sleep(WATCH_EVERY_SECONDS)
-                if connection.execute(query).fetchone() != known:
+                if connection.execute(query).fetchone() != (after,):
                     return True
+                time.sleep(WATCH_EVERY_SECONDS)
         return False
 
     def writes(self, after: int) -> pl.DataFrame:

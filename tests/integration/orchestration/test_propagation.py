@@ -268,15 +268,11 @@ def test_t10_d1_a_backfill_of_old_sessions_changes_neither_freshness_nor_redis(d
     assert asked == {("daily_ohlcv_stats", (WEEKS[0], WEEKS[-1])), ("momentum_features", (old[0], WEEKS[-1]))}
 
 
-def test_a_publication_is_noticed_while_it_is_waited_for(daemon: Daemon) -> None:
-    assert not daemon.restatements.await_publication(0)
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(daemon.restatements.await_publication, 60)
-        for number in range(len(WEEKS)):
-            if waiting.done():
-                break
-            correct(daemon, *WEEKS[: number + 1])
-        assert waiting.result()
+def test_a_publication_between_the_look_and_the_wait_is_noticed(daemon: Daemon) -> None:
+    looked_at = ledger(daemon)
+    assert not daemon.restatements.await_publication(looked_at, 0.1)
+    correct(daemon, CORRECTED)
+    assert daemon.restatements.await_publication(looked_at, 60)
 
 
 def test_a_tick_that_waits_asks_for_what_is_published_meanwhile(daemon: Daemon) -> None:
