@@ -119,6 +119,8 @@ def test_every_dialect_is_read_alike(
 ) -> None:
     start = datetime(2018, 1, 2, tzinfo=UTC)
     text = io.StringIO(newline="")
+    if {"\r", "\n"} & set(symbol):
+        quoting = csv.QUOTE_ALL  # Python's writer leaves a line end that is not its own without quotes, and then it is one
     writer = csv.writer(text, delimiter=delimiter, quoting=quoting, lineterminator=line_end)
     writer.writerow(["symbol", "time", "o", "h", "l", "c", "v"])
     for position, (*prices, volume) in enumerate(bars):
