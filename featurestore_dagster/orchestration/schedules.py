@@ -1,10 +1,9 @@
 """Schedules: each calendar's path at the cadence of its streams, in the market's own time. A holiday starts nothing."""
 
 from collections.abc import Sequence
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 
 import dagster as dg
-import polars as pl
 from dagster._core.storage.tags import PRIORITY_TAG
 from dagster._utils.schedules import schedule_execution_time_iterator
 
@@ -13,7 +12,6 @@ from featurestore_dagster.calendars.exchange_hours import COLOMBIAN_PESO
 from featurestore_dagster.features.services import OBSERVATION_15D
 from featurestore_dagster.model.catalogue import Catalogue
 from featurestore_dagster.model.feature_view import FeatureView
-from featurestore_dagster.model.raw_table import UTC_MICROSECONDS
 from featurestore_dagster.model.time import Clock
 from featurestore_dagster.orchestration import asset_keys
 from featurestore_dagster.orchestration.jobs import SLOW, MarketPath
@@ -143,9 +141,13 @@ def _live_run(
     """
     market, timeframes = calendar(path.calendar), {stream.timeframe for _, stream in path.streams(catalogue)}
     newest = max(market.latest_bar_end(timeframe, now) for timeframe in timeframes)
-    session: date = market.session_of(pl.Series([newest], dtype=UTC_MICROSECONDS))[0]
-    if now > market.session(session).window_end + longest_lag(catalogue, path):
+    session = market.session_at(newest)
+    if now > session.window_end + longest_lag(catalogue, path):
         following = min(market.next_bar_end(timeframe, now) for timeframe in timeframes)
-        return dg.SkipReason(f"calendar {path.calendar}: no bar since session {session}; the next one ends at {following.isoformat()}")
+        return dg.SkipReason(
+            f"calendar {path.calendar}: no bar since session {session.label}; the next one ends at {following.isoformat()}"
+        )
     tick = context.scheduled_execution_time.replace(second=0, microsecond=0)
-    return dg.RunRequest(run_key=f"{session}:{tick.isoformat()}", partition_key=session.isoformat(), tags={PRIORITY_TAG: LIVE_PRIORITY})
+    return dg.RunRequest(
+        run_key=f"{session.label}:{tick.isoformat()}", partition_key=session.label.isoformat(), tags={PRIORITY_TAG: LIVE_PRIORITY}
+    )

@@ -1,4 +1,4 @@
-"""Freshness: the states as tables of instants, and the laws that hold for any instant."""
+"""Freshness: the states as tables of instants, and the laws that hold for any instant. Long, since the tables share their expectations."""
 
 import time
 from collections.abc import Callable
